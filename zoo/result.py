@@ -1,0 +1,97 @@
+"""The outcome of an evaluation, as data: what was measured, how, on which weights and which images."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ZooError
+from zoo.files import write_text
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Accuracies are fractions in [0,1] of all `n` images.
+
+    `robust` is the share of images that are right on the clean image and under every attack of the suite;
+    it is None when the model has an adaptive attack of its own and the suite left it out.
+    """
+
+    name: str
+    sha256: str  # of the weights, over names, dtypes, shapes and bytes
+    dataset: str
+    data_sha256: str
+    n: int
+    threat: str
+    metric: str
+    clean: float
+    robust: float | None
+    per_attack: Mapping[str, float]
+    interval: tuple[float, float] | None  # Wilson, 95 %, of `robust`
+    flags: tuple[str, ...]
+    protocol: str
+    seed: int
+    device: str
+    seconds: float
+    versions: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain JSON types."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    def save(self, path: str | Path) -> Path:
+        """Write `to_dict()` as JSON, atomically."""
+        return write_text(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Result:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ZooError: fields are missing or unknown, or the schema is newer than this version.
+        """
+        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
+            raise ZooError(f"not a result of schema {SCHEMA}; measure again with 'zoo evaluate'")
+        known = {f.name for f in fields(Result)}
+        if extra := sorted(set(data) - known):
+            raise ZooError(f"a result has no field {extra[0]!r}")
+        values = dict(data)
+        values["flags"] = tuple(values.get("flags", ()))
+        values["interval"] = tuple(values["interval"]) if values.get("interval") else None
+        try:
+            return Result(**values)
+        except TypeError as error:
+            raise ZooError(f"not a result: {error}") from error
+
+    @staticmethod
+    def load(path: str | Path) -> Result:
+        """Read a result.json.
+
+        Raises:
+            ZooError: there is no such file, or it is not a result.
+        """
+        try:
+            return Result.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ZooError(f"cannot read {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise ZooError(f"{path} is not JSON: {error}") from error
+
+
+def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The Wilson score interval of a share (95 % by default)."""
+    if n == 0:
+        return (0.0, 1.0)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (max(0.0, centre - half), min(1.0, centre + half))

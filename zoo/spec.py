@@ -1,0 +1,253 @@
+"""The types everything is made of: frozen, keyword-only, torch-free.
+
+A plugin states what it has as literals of these classes; code is named by a string
+"package.module:attribute" and imported only when it is used (`resolve`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zoo.errors import PluginError
+from zoo.grammar import parse_call, parse_name
+from zoo.threat import Threat
+
+__all__ = [
+    "Analysis",
+    "Attack",
+    "Command",
+    "Dataset",
+    "ModelSpec",
+    "Protocol",
+    "Recipe",
+    "Stage",
+    "Threat",
+    "Weights",
+    "parse_call",
+    "parse_name",
+    "resolve",
+    "validate",
+]
+
+TASKS = ("classify", "denoise")
+TARGETS = ("label", "image", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """An architecture. `arch` names a timm entrypoint whose function name is `name` with underscores."""
+
+    name: str
+    arch: str
+    summary: str
+    paper: str = ""
+    license: str = "mit"
+    task: str = "classify"
+    input_size: tuple[int, int, int] = (3, 32, 32)
+    num_classes: int = 10
+    default_tag: str = ""
+    tiny: Mapping[str, Any] = field(default_factory=dict)  # kwargs of a variant that tests in a second
+    stochastic: bool = False
+    differentiable: bool = True
+    batch_dependent: bool = False
+    views: str = ""  # "mod:fn"; fn(model) -> {name: module}: what an attack may target besides the logits
+    attack: str = ""  # call of the model's own adaptive attack, e.g. "cifs-joint(steps=20)"
+    twin: str = ""  # the same backbone without the defence
+
+    @property
+    def timm_name(self) -> str:
+        """The name under which timm knows the architecture."""
+        return self.name.replace("-", "_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Where published weights lie and what they must be: one row of a plugin's weights.json."""
+
+    sha256: str
+    repo: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One phase of training: an objective, an optimiser, a schedule, and what is trained."""
+
+    epochs: int
+    objective: str  # "mod:fn"; fn(model, x, y, *, threat, step, **params) -> (scalar, {term: float})
+    params: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 128
+    optimizer: str = "sgd(lr=0.1, momentum=0.9, weight_decay=0.0005)"
+    schedule: str = "constant()"
+    augment: str = ""  # e.g. "crop(padding=4) flip()"
+    trainable: tuple[str, ...] = ("*",)  # fnmatch patterns of parameter names
+    prepare: str = ""  # "mod:fn"; fn(model, dataset, *, seed): runs once before the stage
+    on_epoch: str = ""  # "mod:fn"; fn(model, epoch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a tag of a model is trained, on what, and what the result should be."""
+
+    model: str
+    tag: str
+    dataset: str
+    threat: Threat
+    stages: tuple[Stage, ...]
+    summary: str = ""
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)  # applied by the entrypoint for this tag
+    init_from: str = ""
+    seed: int = 0
+    expected: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # metric: (value, tolerance)
+    cost: str = ""
+
+    @property
+    def name(self) -> str:
+        """The full name, `model.tag`."""
+        return f"{self.model}.{self.tag}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A data set; `load(split, root) -> (uint8 images NCHW, int64 labels or None)`."""
+
+    name: str
+    load: str
+    num_classes: int
+    input_size: tuple[int, int, int] | None
+    target: str = "label"
+    label_names: tuple[str, ...] = ()
+    license: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """`run(model, x, y, threat, *, seed, **params) -> x_adv`; pixels in [0,1], labels int64."""
+
+    name: str
+    run: str
+    summary: str = ""
+    kinds: tuple[str, ...] = ("ball",)
+    white_box: bool = True
+    params: Mapping[str, Any] = field(default_factory=dict)  # defaults; also the names that a call may set
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A named, versioned suite. "own" in `attacks` stands for the model's own adaptive attack."""
+
+    name: str
+    version: int
+    attacks: tuple[str, ...]
+    summary: str = ""
+    counting: str = "correct on every attack / all images"
+    subset: str = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """`run(model, data, *, out, **params)` writes figures and tables of one method."""
+
+    name: str
+    run: str
+    summary: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A further subcommand of `zoo`; `command` names a click command."""
+
+    name: str
+    command: str
+    summary: str = ""
+
+
+Spec = ModelSpec | Recipe | Dataset | Attack | Protocol | Analysis | Command
+
+_CODE_FIELDS = {
+    ModelSpec: ("arch", "views"),
+    Recipe: (),
+    Dataset: ("load",),
+    Attack: ("run",),
+    Analysis: ("run",),
+    Command: ("command",),
+    Protocol: (),
+    Stage: ("objective", "prepare", "on_epoch"),
+}
+
+
+def resolve(target: str) -> Any:
+    """Import what "package.module:attribute" names.
+
+    Raises:
+        PluginError: the string is malformed, or the module or the attribute cannot be had.
+    """
+    module_name, separator, attribute = target.partition(":")
+    if not separator or not module_name or not attribute:
+        raise PluginError(f"{target!r} does not name code; write 'package.module:attribute'")
+    try:
+        module = importlib.import_module(module_name)
+        return getattr(module, attribute)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise PluginError(f"cannot import {target!r}: {error}") from error
+
+
+def validate(spec: Spec) -> None:
+    """Check what a plugin wrote, without importing any of its code.
+
+    Raises:
+        PluginError: one line that names the spec and the field.
+    """
+    name = getattr(spec, "name", "")
+
+    def refuse(reason: str) -> None:
+        raise PluginError(f"{type(spec).__name__} {name!r}: {reason}")
+
+    if not isinstance(spec, Recipe):
+        parse_name(name, tag="forbidden")
+    _check_code(spec, refuse)
+    if isinstance(spec, ModelSpec):
+        if spec.task not in TASKS:
+            refuse(f"task {spec.task!r} is none of {', '.join(TASKS)}")
+        if not spec.arch.endswith(":" + spec.timm_name):
+            refuse(f"arch {spec.arch!r} must end in ':{spec.timm_name}', the name that timm will know")
+        if spec.attack:
+            parse_call(spec.attack)
+    if isinstance(spec, Dataset) and spec.target not in TARGETS:
+        refuse(f"target {spec.target!r} is none of {', '.join(TARGETS)}")
+    if isinstance(spec, Recipe):
+        parse_name(spec.name, tag="required")
+        if not spec.stages:
+            refuse("a recipe needs at least one stage")
+        for stage in spec.stages:
+            _check_code(stage, refuse)
+            for call in (stage.optimizer, stage.schedule, *stage.augment.split()):
+                parse_call(call)
+    if isinstance(spec, Protocol):
+        for call in spec.attacks:
+            parse_call(call)
+
+
+def _check_code(spec: Any, refuse: Any) -> None:
+    for attribute in _CODE_FIELDS[type(spec)]:
+        value = getattr(spec, attribute)
+        if value and value.count(":") != 1:
+            refuse(f"{attribute}={value!r} does not name code; write 'package.module:attribute'")
+
+
+def spec_kinds() -> Iterable[tuple[str, type]]:
+    """(kind, class) of everything that a plugin registers, in the order in which it is shown."""
+    return (
+        ("models", ModelSpec),
+        ("recipes", Recipe),
+        ("attacks", Attack),
+        ("datasets", Dataset),
+        ("protocols", Protocol),
+        ("analyses", Analysis),
+        ("commands", Command),
+    )
