@@ -1,0 +1,76 @@
+"""Optimisers and learning-rate schedules from the text of a recipe's stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.errors import ZooError, unknown
+from zoo.grammar import parse_call
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+def make_optimizer(text: str, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Build `sgd(lr=0.1, momentum=0.9)`, `adam(...)` or `adamw(...)` with torch's own arguments.
+
+    Raises:
+        ZooError: unknown optimiser or argument.
+    """
+    call = parse_call(text)
+    if call.name not in OPTIMIZERS:
+        raise unknown("optimiser", call.name, OPTIMIZERS)
+    params: dict[str, Any] = dict(call.params)
+    try:
+        return OPTIMIZERS[call.name](list(parameters), **params)
+    except (TypeError, ValueError) as error:
+        raise ZooError(f"optimiser {text!r}: {error}") from error
+
+
+def make_schedule(text: str, epochs: int) -> Callable[[float], float]:
+    """A factor on the learning rate as a function of the time in epochs, from 0 to `epochs`.
+
+    `constant()`; `multistep(milestones='75,90', gamma=0.1)` in epochs; `cosine()` to 0; `onecycle(peak=0.3)`
+    linear up to 1 at that share of the run, linear down to 0 (the cyclic schedule of Wong et al. 2020).
+
+    Raises:
+        ZooError: unknown schedule or argument.
+    """
+    call = parse_call(text)
+    makers = {"constant": _constant, "multistep": _multistep, "cosine": _cosine, "onecycle": _onecycle}
+    if call.name not in makers:
+        raise unknown("schedule", call.name, makers)
+    params: dict[str, Any] = dict(call.params)
+    try:
+        return makers[call.name](epochs, **params)
+    except (TypeError, ValueError) as error:
+        raise ZooError(f"schedule {text!r}: {error}") from error
+
+
+def _constant(epochs: int) -> Callable[[float], float]:
+    return lambda time: 1.0
+
+
+def _multistep(epochs: int, milestones: str | int, gamma: float = 0.1) -> Callable[[float], float]:
+    marks = [float(mark) for mark in str(milestones).split(",")]
+    return lambda time: float(gamma ** sum(math.floor(time) >= mark for mark in marks))
+
+
+def _cosine(epochs: int) -> Callable[[float], float]:
+    return lambda time: 0.5 * (1 + math.cos(math.pi * min(1.0, time / epochs)))
+
+
+def _onecycle(epochs: int, peak: float = 0.3) -> Callable[[float], float]:
+    def factor(time: float) -> float:
+        share = min(1.0, time / epochs)
+        return share / peak if share < peak else (1 - share) / (1 - peak)
+
+    return factor
