@@ -69,7 +69,7 @@ def arrays_sha256(images: Tensor, labels: Tensor | None) -> str:
         array = np.ascontiguousarray(tensor.detach().cpu().numpy())
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(f"{array.dtype.name}{list(array.shape)}".encode())
-        digest.update(memoryview(array).cast("B"))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -191,7 +191,9 @@ def as_labels(y: object, count: int, num_classes: int) -> Tensor:
 
 
 def augment(text: str) -> Augmentation:
-    """Parse augmentations such as `"crop(padding=4) flip() noise(sigma=0.1)"`: calls apart by blanks, none inside.
+    """Parse augmentations such as `"crop(padding=4) flip() noise(sigma=0.1)"`, applied from left to right.
+
+    Blanks stand between the calls and not inside them.
 
     Returns:
         `fn(images, generator) -> images`: float `[N,C,H,W]` in [0,1] on any device, drawn anew for every
