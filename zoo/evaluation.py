@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zoo import ball, progress
 from zoo.attacks import BoundAttack, bind, expand
 from zoo.catalogue import full_name
-from zoo.data import Data, as_pixels, load_data
+from zoo.data import Data, arrays_sha256, as_labels, as_pixels, load_data
 from zoo.errors import ContractError, ZooError
 from zoo.loading import load, name_of
 from zoo.pgd import frozen
@@ -42,6 +42,16 @@ class Subject:
     name: str
     spec: ModelSpec | None
     device: torch.device
+
+
+@dataclass
+class Examples:
+    """The images of a measurement: float32 `[N,C,H,W]` in [0,1], labels int64 `[N]`."""
+
+    x: Tensor
+    y: Tensor
+    name: str
+    sha256: str
 
 
 @dataclass
@@ -110,15 +120,15 @@ def evaluate(
     own = subject.spec.attack if subject.spec else ""
     protocol, bound = expand(suite, own)
     bound += [bind(call) for call in attacks]
-    x, y = examples.pixels().to(subject.device), _labels(examples).to(subject.device)
     digest = state_sha256(subject.model)
     with frozen(subject.model):
-        _check_output(subject, x, y)
-        verdicts = _measure(subject, x, y, threat, bound, seed, batch_size, show_progress)
+        classes = _check_output(subject, examples.x[:2])
+        as_labels(examples.y, len(examples.y), classes)
+        verdicts = _measure(subject, examples, threat, bound, seed, batch_size, show_progress)
     if state_sha256(subject.model) != digest:
         raise ContractError(f"an attack changed the weights of {subject.name}; the numbers are void")
     result = _result(subject, examples, threat, verdicts, bound, protocol, own, seed, digest)
-    result = _with_time(result, time.monotonic() - started)
+    result = replace(result, seconds=round(time.monotonic() - started, 2))
     if out is not None:
         save_state(verdicts.arrays(), Path(out) / "examples.safetensors")
         result.save(Path(out) / "result.json")
@@ -215,7 +225,7 @@ def _task(
     threat: str | Threat | None,
     n: int | None,
     root: str | Path | None,
-) -> tuple[Data, Threat]:
+) -> tuple[Examples, Threat]:
     known = name_of(subject.model)
     tags = [r.tag for r in registry().recipes(known.model)] if known else []
     recipe = registry().recipe(known) if known and known.tag in tags else None
@@ -225,38 +235,39 @@ def _task(
         raise ZooError(f"{subject.name} has no recipe to take its threat model from; pass threat='linf:8/255'")
     if data is None and recipe is not None:
         data = recipe.dataset
-    if isinstance(data, str):
-        examples = load_data(data, "test", root=root)
-    elif isinstance(data, Data):
-        examples = data
-    else:
-        examples = _user_data(data)
-    if n is not None and n < 1:
-        raise ZooError(f"n={n}: measure at least one image")
-    examples = examples if n is None else examples.subset(n)
     if threat is None and recipe is not None:
         threat = recipe.threat
+    examples = _examples(subject, data, n, root)
     return examples, threat if isinstance(threat, Threat) else Threat.parse(str(threat))
 
 
-def _user_data(data: Any) -> Data:
+def _examples(subject: Subject, data: Any, n: int | None, root: str | Path | None) -> Examples:
+    if n is not None and n < 1:
+        raise ZooError(f"n={n}: measure at least one image")
+    if isinstance(data, str):
+        data = load_data(data, "test", root=root)
+    if isinstance(data, Data):
+        data = data if n is None else data.subset(n)
+        if data.labels is None:
+            raise ZooError(f"{data.name} has no labels; accuracy needs some")
+        return Examples(data.pixels().to(subject.device), data.labels.to(subject.device), data.name, data.sha256)
     try:
         x, y = data
     except (TypeError, ValueError):
         raise ContractError("data is a data set's name or a pair (x, y) of images and labels") from None
-    return Data.from_arrays(x, y)
-
-
-def _labels(examples: Data) -> Tensor:
-    if examples.labels is None:
-        raise ZooError(f"{examples.name} has no labels; accuracy needs some")
-    return examples.labels
+    images = as_pixels(x)
+    classes = _check_output(subject, images[:2].to(subject.device))
+    labels = as_labels(y, len(images), classes)
+    images, labels = images[:n], labels[:n]
+    digest = arrays_sha256(images, labels)
+    return Examples(images.to(subject.device), labels.to(subject.device), "user data", digest)
 
 
 @torch.no_grad()
-def _check_output(subject: Subject, x: Tensor, y: Tensor) -> None:
+def _check_output(subject: Subject, x: Tensor) -> int:
+    """Refuse a model that breaks the tensor contract on two images; returns its number of classes."""
     try:
-        logits = subject.model(x[:2])
+        logits = subject.model(x)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:160]
         raise ContractError(f"{subject.name} cannot take images {tuple(x.shape[1:])}: {reason}") from error
@@ -264,24 +275,21 @@ def _check_output(subject: Subject, x: Tensor, y: Tensor) -> None:
         raise ContractError(
             f"{subject.name} returns a {type(logits).__name__}; its forward must return one tensor of logits [N,K]"
         )
-    if logits.ndim != 2 or len(logits) != len(x[:2]):
-        raise ContractError(f"{subject.name} returns {tuple(logits.shape)} for 2 images; logits are [N,K]")
-    if int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
-        raise ContractError(
-            f"labels run from {int(y.min())} to {int(y.max())}, but {subject.name} has {logits.shape[1]} classes"
-        )
+    if logits.ndim != 2 or len(logits) != len(x):
+        raise ContractError(f"{subject.name} returns {tuple(logits.shape)} for {len(x)} images; logits are [N,K]")
+    return int(logits.shape[1])
 
 
 def _measure(
     subject: Subject,
-    x: Tensor,
-    y: Tensor,
+    examples: Examples,
     threat: Threat,
     attacks: Sequence[BoundAttack],
     seed: int,
     batch_size: int,
     shown: bool,
 ) -> Verdicts:
+    x, y = examples.x, examples.y
     right = predict(subject.model, x, batch_size) == y
     verdicts = Verdicts(y.cpu(), right.cpu())
     for number, item in enumerate(attacks, start=1):
@@ -299,7 +307,7 @@ def _measure(
 
 def _result(
     subject: Subject,
-    examples: Data,
+    examples: Examples,
     threat: Threat,
     verdicts: Verdicts,
     attacks: Sequence[BoundAttack],
@@ -333,12 +341,6 @@ def _result(
         versions=_versions(),
         extra={"per_class": _per_class(verdicts), "own_attack": own},
     )
-
-
-def _with_time(result: Result, seconds: float) -> Result:
-    from dataclasses import replace
-
-    return replace(result, seconds=round(seconds, 2))
 
 
 def _per_class(verdicts: Verdicts) -> dict[str, dict[str, float]]:

@@ -48,6 +48,21 @@ class Result:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
+    def table(self) -> str:
+        """A table for people: accuracy on clean images, under each attack, and in the worst case."""
+        rows = [("clean", self.clean), *self.per_attack.items()]
+        if self.robust is not None:
+            rows.append(("worst case", self.robust))
+        width = max(len(name) for name, _ in rows)
+        head = f"{self.name}, {self.n} images of {self.dataset}, {self.threat}"
+        lines = [head, *(f"  {name:{width}}  {100 * value:6.2f} %" for name, value in rows)]
+        if self.interval is not None:
+            lines.append(f"  95 % interval of the worst case: {_span(self.interval)}")
+        else:
+            lines.append("  no worst case: the model's own adaptive attack was not part of the suite")
+        lines += [f"  flag: {flag}" for flag in self.flags]
+        return "\n".join([*lines, f"  protocol: {self.protocol}", f"  {self.seconds:.1f} s on {self.device}"])
+
     def save(self, path: str | Path) -> Path:
         """Write `to_dict()` as JSON, atomically."""
         return write_text(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
@@ -85,6 +100,10 @@ class Result:
             raise ZooError(f"cannot read {path}: {error.strerror}") from error
         except ValueError as error:
             raise ZooError(f"{path} is not JSON: {error}") from error
+
+
+def _span(interval: tuple[float, float]) -> str:
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
 
 
 def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:

@@ -1,0 +1,38 @@
+# `make demo` and `make test` are the two commands of the README; each makes .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := cifs-resnet10.at_digits
+
+.PHONY: install demo test lint bench clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	@test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -e '.[all,test]'
+	# torchattacks pins an old requests that it never imports
+	$(BIN)/pip install --quiet --no-deps 'torchattacks>=3.5.1'
+	@touch $@
+
+demo: install
+	$(BIN)/zoo evaluate $(DEMO) --out demo --plot \
+	  --attack 'torchattacks:APGD(steps=50)' \
+	  --attack 'torchattacks:Square(n_queries=500)' \
+	  --attack 'art:AutoProjectedGradientDescent(max_iter=20)'
+	@echo "see demo/result.json and demo/accuracy.png"
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# ONLY=startup, ONLY=models, ONLY=evaluation or ONLY=training for one part
+bench: install
+	$(BIN)/python tests/bench.py $(ONLY)
+
+clean:
+	rm -rf .venv demo runs build dist .mypy_cache .ruff_cache

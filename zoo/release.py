@@ -1,0 +1,84 @@
+"""From a training run to a published model: round, measure, build the card folder, push, pin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from zoo import cards, hub
+from zoo.catalogue import WEIGHTS_FILE, cards_dir, full_name, local_folder
+from zoo.errors import NoWeights, ZooError
+from zoo.evaluation import evaluate
+from zoo.files import sha256_of
+from zoo.loading import load
+from zoo.registry import registry
+from zoo.spec import Weights
+from zoo.weights import round_to_half
+
+
+def add_card(
+    name: str,
+    weights: str | Path,
+    *,
+    to: str | Path | None = None,
+    data_root: str | Path | None = None,
+    attacks: Sequence[str] = (),
+    explain: Mapping[str, str] | None = None,
+) -> Path:
+    """Round trained weights to float16, measure the rounded model, and write its card folder and its pin.
+
+    Args:
+        name: `model.tag`.
+        weights: a run directory or a safetensors file.
+        to: where card folders lie; default the bundled `model_cards/`.
+        data_root: where data sets lie; None for `ZOO_DATA`.
+        attacks: attacks beyond the suite `quick`.
+        explain: a sentence for each flag that the result raises.
+
+    Returns:
+        The card folder, which is the Hub repository.
+
+    Raises:
+        ZooError: see `zoo.load`, `zoo.evaluate` and `zoo.cards.stage`.
+    """
+    full = full_name(name)
+    model = load(str(full), weights=weights)
+    model.load_state_dict(round_to_half(model))
+    root = Path(to) if to is not None else cards_dir()
+    scratch = Path(weights) if Path(weights).is_dir() else Path(weights).parent
+    result = evaluate(model, attacks=attacks, data_root=data_root, out=scratch, show_progress=True)
+    folder = cards.stage(full, model, [result], root, examples=scratch / "examples.safetensors", explain=explain)
+    hub.write_pin(full, Weights(sha256=sha256_of(folder / WEIGHTS_FILE)))
+    registry.cache_clear()
+    return folder
+
+
+def publish(name: str, *, repo: str | None = None, push: bool = False, private: bool = False) -> str:
+    """Push the card folder of `model.tag` in one commit and pin its revision; without `push`, say so only.
+
+    Returns:
+        What was done, or would be done, for people.
+
+    Raises:
+        NoWeights: there is no card folder on this machine.
+        ZooError: no repository is named, or the Hub refuses.
+    """
+    full = full_name(name)
+    folder = local_folder(full)
+    if folder is None:
+        raise NoWeights(f"{full} has no card folder; build one with 'zoo cards add {full} --weights RUN'")
+    pin = registry().pin(full)
+    repo = repo or (pin.repo if pin else None)
+    if repo is None:
+        raise ZooError(f"no repository for {full}; name one with --repo org/{full.timm}")
+    hub.fetch(full)  # the sha256 of what would be pushed
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    size = sum(p.stat().st_size for p in files)
+    if not push:
+        listing = "\n".join(f"  {p.relative_to(folder)} ({p.stat().st_size:,} bytes)" for p in files)
+        return f"would push {len(files)} files ({size:,} bytes) to {repo} in one commit:\n{listing}\nadd --push to do it"
+    revision = hub.push(folder, repo, private=private, message=f"{full} from the zoo")
+    digest = sha256_of(folder / WEIGHTS_FILE)
+    path = hub.write_pin(full, Weights(sha256=digest, repo=repo, revision=revision))
+    registry.cache_clear()
+    return f"pushed {len(files)} files to {repo} at {revision}; pinned in {path}"
