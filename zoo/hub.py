@@ -1,0 +1,259 @@
+"""Weights and repositories, verified: from a mirror, the bundle or the Hub, and back to the Hub.
+
+This module and `zoo.transport`, which streams single files for it, are the only ones that import
+huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData, constants
+
+from zoo.catalogue import WEIGHTS_FILE, local_folder
+from zoo.errors import IntegrityError, NoWeights, ZooError
+from zoo.files import write_text
+from zoo.grammar import Name
+from zoo.registry import registry
+from zoo.repository import (
+    CONFIG_FILE,
+    CONFIG_LIMIT,
+    OPTIONAL,
+    REQUIRED,
+    SHA256,
+    check_staged,
+    check_weights,
+    read_config,
+)
+from zoo.spec import Weights
+from zoo.transport import (
+    COMMIT,
+    PATIENCE,
+    TIMEOUT,
+    Patience,
+    bounded,
+    cache_folder,
+    check_names,
+    disk_error,
+    download,
+    patiently,
+    status_of,
+)
+
+__all__ = ["card_yaml", "download", "fetch", "open_repository", "pull", "push", "read_config", "write_pin"]
+
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){0,3}")
+
+
+def fetch(name: Name) -> Path:
+    """The verified model.safetensors of `model.tag`: from `ZOO_WEIGHTS`, the bundled cards, or the Hub.
+
+    Raises:
+        NoWeights: there are none at hand, and none are pinned or the Hub cannot be reached.
+        IntegrityError: the file is not the one that its pin (without a pin: its config.json) promises.
+    """
+    folder, pin = local_folder(name), registry().pin(name)
+    if folder is not None:
+        expected = pin.sha256 if pin is not None else read_config(folder)["zoo"]["sha256"]
+        return check_weights(folder / WEIGHTS_FILE, expected)
+    if pin is None or not pin.repo:
+        raise NoWeights(
+            f"{name} has no weights yet; train some with 'zoo train {name}', pass weights=PATH, or see "
+            "'zoo list --pretrained' for models that have some"
+        )
+    _check_pin(name, pin)
+    return download(pin.repo, str(pin.revision), WEIGHTS_FILE, sha256=pin.sha256)
+
+
+def _check_pin(name: Name, pin: Weights) -> None:
+    full = SHA256.fullmatch(pin.sha256) and (not pin.repo or COMMIT.fullmatch(str(pin.revision)))
+    if not full:
+        raise IntegrityError(
+            f"the pin of {name} has no full sha256 and commit; update the plugin that wrote its weights.json"
+        )
+
+
+def open_repository(text: str) -> Path:
+    """The folder of `local-dir:PATH` or `hf-hub:org/name[@revision]`, with checked config and weights.
+
+    Raises:
+        NoWeights, IntegrityError, ZooError: as `download`, and as `read_config`.
+    """
+    scheme, _, rest = text.partition(":")
+    if scheme == "local-dir":
+        folder = Path(rest).expanduser()
+        if not folder.is_dir():
+            raise NoWeights(
+                f"{folder} is not a folder; write local-dir:PATH with config.json and {WEIGHTS_FILE}"
+            )
+        check_weights(folder / WEIGHTS_FILE, read_config(folder)["zoo"]["sha256"])
+        return folder
+    repo, _, revision = rest.partition("@")
+    commit = _commit_of(repo, revision or "main")
+    config = download(repo, commit, CONFIG_FILE, size_limit=CONFIG_LIMIT)
+    return download(repo, commit, WEIGHTS_FILE, sha256=read_config(config.parent)["zoo"]["sha256"]).parent
+
+
+def _commit_of(repo: str, revision: str) -> str:
+    """The commit that a branch or tag names now; offline, the one that it named when it was last fetched."""
+    check_names(repo, "0" * 40, CONFIG_FILE)
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise ZooError(f"{revision[:100]!r} is not a revision; write a branch, a tag or a commit")
+    if COMMIT.fullmatch(revision):
+        return revision
+    reference = cache_folder(repo) / "refs" / revision
+    if constants.is_offline_mode() and reference.is_file():
+        commit = reference.read_text(encoding="utf-8")[:100].strip()
+    else:
+        info = patiently(
+            lambda timeout: HfApi().model_info(repo, revision=revision, timeout=timeout), repo, Patience()
+        )
+        commit = str(info.sha)
+    if not COMMIT.fullmatch(commit):
+        raise IntegrityError(
+            f"{repo}: the server names no commit for {revision!r}; check HF_ENDPOINT and your proxy"
+        )
+    write_text(reference, commit)
+    return commit
+
+
+def pull(name: Name, to: Path) -> Path:
+    """Copy the repository of `model.tag` into `to/<model>.<tag>`, which `ZOO_WEIGHTS=to` then reads.
+
+    A sound local copy is taken before the Hub; a folder that is there already is replaced at once and whole.
+
+    Raises:
+        NoWeights, IntegrityError, ZooError: as `fetch` and `download`.
+    """
+    pin, source, target = registry().pin(name), local_folder(name), Path(to).expanduser() / str(name)
+    on_hub = pin is not None and pin.repo
+    if source is not None:
+        try:
+            fetch(name)
+        except IntegrityError:
+            if not on_hub:
+                raise
+            source = None
+    elif not on_hub:
+        fetch(name)  # raises what there is to say
+    with _new_folder(target) as folder:
+        for filename in (*REQUIRED, *OPTIONAL):
+            path = _card_file(name, filename, source)
+            if path is not None:
+                shutil.copyfile(path, folder / filename)
+        if pin is not None:
+            check_weights(folder / WEIGHTS_FILE, pin.sha256)
+        check_weights(folder / WEIGHTS_FILE, read_config(folder)["zoo"]["sha256"])
+    return target
+
+
+def _card_file(name: Name, filename: str, source: Path | None) -> Path | None:
+    optional = filename not in (CONFIG_FILE, WEIGHTS_FILE)
+    if source is not None:
+        return source / filename if (source / filename).is_file() or not optional else None
+    pin = registry().pin(name)
+    assert pin is not None
+    assert pin.repo
+    _check_pin(name, pin)
+    sha256 = pin.sha256 if filename == WEIGHTS_FILE else None
+    try:
+        return download(pin.repo, str(pin.revision), filename, sha256=sha256)
+    except NoWeights as error:
+        if optional and error.__cause__ is not None and status_of(error.__cause__) == 404:
+            return None
+        raise
+
+
+@contextlib.contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place on success, and is removed on failure."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+            folder = Path(temporary, "new")
+            folder.mkdir()
+            yield folder
+            if target.exists():
+                target.rename(Path(temporary, "old"))
+            folder.rename(target)
+    except OSError as error:
+        raise disk_error(error, str(target)) from error
+
+
+def push(
+    folder: Path,
+    repo: str,
+    *,
+    token: str | None = None,
+    private: bool = False,
+    message: str = "Publish from the zoo",
+) -> str:
+    """Upload a staged folder in one commit; the repository is created where there is none.
+
+    Returns:
+        The commit, 40 hex digits.
+
+    Raises:
+        IntegrityError: the folder is not a complete repository, or holds other files.
+        ZooError: the Hub refuses, fails or is silent; a commit of somebody else came in between.
+    """
+    names = check_staged(folder)
+    check_names(repo, "0" * 40, CONFIG_FILE)
+    api, what = HfApi(token=token), f"publishing to {repo}"
+    # A silent network shows here: the calls below have no time limit of their own.
+    try:
+        bounded(lambda: api.model_info(repo, timeout=TIMEOUT), what, PATIENCE)
+    except ZooError as error:
+        if error.__cause__ is None or status_of(error.__cause__) not in (401, 404):
+            raise
+    size = sum((folder / name).stat().st_size for name in names)
+    bounded(lambda: api.create_repo(repo, private=private, exist_ok=True), what, PATIENCE)
+    parent = bounded(lambda: api.model_info(repo, timeout=TIMEOUT), what, PATIENCE).sha
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
+    commit = bounded(
+        lambda: api.create_commit(repo, operations, commit_message=message, parent_commit=parent),
+        what,
+        PATIENCE + 5 + size / 50_000,
+    )
+    return str(commit.oid)
+
+
+def write_pin(name: Name, weights: Weights) -> Path:
+    """Write what the weights of `model.tag` must be into the weights.json of the plugin that owns it.
+
+    Raises:
+        ZooError: the plugin's folder cannot be written, or its file is malformed.
+    """
+    plugin = registry().entry("recipes", str(name))[1]
+    if plugin.folder is None:
+        raise ZooError(
+            f"plugin {plugin.source} has no folder to keep a weights.json in; write the pin by hand"
+        )
+    _check_pin(name, weights)
+    path = plugin.folder / "weights.json"
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        rows[str(name)] = asdict(weights)
+        write_text(path, json.dumps(rows, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise disk_error(error, str(path)) from error
+    except (ValueError, TypeError) as error:
+        raise ZooError(f"{path} is malformed ({error}); repair it first") from error
+    plugin.weights[str(name)] = weights
+    return path
+
+
+def card_yaml(model_name: str, results: Iterable[Mapping[str, Any]], **header: Any) -> str:
+    """The YAML head of a model card; each of `results` holds the fields of a huggingface_hub EvalResult."""
+    evaluations = [EvalResult(**result) for result in results]
+    if evaluations:
+        header |= {"model_name": model_name, "eval_results": evaluations}
+    return ModelCardData(**header).to_yaml()
