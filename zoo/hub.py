@@ -6,12 +6,10 @@ huggingface_hub.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData
 
 from zoo.catalogue import WEIGHTS_FILE, local_folder
 from zoo.errors import IntegrityError, NoWeights, ZooError
-from zoo.files import write_text
+from zoo.files import atomic_folder, write_text
 from zoo.grammar import Name
 from zoo.registry import registry
 from zoo.repository import (
@@ -144,14 +142,17 @@ def pull(name: Name, to: Path) -> Path:
             source = None
     elif not on_hub:
         fetch(name)  # raises what there is to say
-    with _new_folder(target) as folder:
-        for filename in (*REQUIRED, *OPTIONAL):
-            path = _card_file(name, filename, source)
-            if path is not None:
-                shutil.copyfile(path, folder / filename)
-        if pin is not None:
-            check_weights(folder / WEIGHTS_FILE, pin.sha256)
-        check_weights(folder / WEIGHTS_FILE, read_config(folder)["zoo"]["sha256"])
+    try:
+        with atomic_folder(target) as folder:
+            for filename in (*REQUIRED, *OPTIONAL):
+                path = _card_file(name, filename, source)
+                if path is not None:
+                    shutil.copyfile(path, folder / filename)
+            if pin is not None:
+                check_weights(folder / WEIGHTS_FILE, pin.sha256)
+            check_weights(folder / WEIGHTS_FILE, read_config(folder)["zoo"]["sha256"])
+    except OSError as error:
+        raise disk_error(error, str(target)) from error
     return target
 
 
@@ -170,22 +171,6 @@ def _card_file(name: Name, filename: str, source: Path | None) -> Path | None:
         if optional and error.__cause__ is not None and status_of(error.__cause__) == 404:
             return None
         raise
-
-
-@contextlib.contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its place on success, and is removed on failure."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-            folder = Path(temporary, "new")
-            folder.mkdir()
-            yield folder
-            if target.exists():
-                target.rename(Path(temporary, "old"))
-            folder.rename(target)
-    except OSError as error:
-        raise disk_error(error, str(target)) from error
 
 
 def push(

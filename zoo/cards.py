@@ -1,0 +1,407 @@
+"""Cards: the folder of a Hub repository, its README, the table of all of them. Never computes a number."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.catalogue import WEIGHTS_FILE, cards_dir
+from zoo.errors import IntegrityError, ZooError
+from zoo.files import atomic_folder, sha256_of, write_text
+from zoo.grammar import Name
+from zoo.registry import registry
+from zoo.result import Result
+from zoo.spec import Dataset, ModelSpec, Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SCHEMA = 1
+FRONT_MATTER_LIMIT = 1 << 18  # characters
+MARKS = ("<!-- results -->", "<!-- /results -->")
+COLUMNS = ("model", "dataset", "threat", "n", "clean", "robust", "protocol", "strongest attack")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_TASKS = {"classify": "image-classification", "denoise": "image-to-image"}
+
+
+def stage(
+    name: Name,
+    model: nn.Module,
+    results: Sequence[Result],
+    to: Path,
+    *,
+    examples: Path | None = None,
+    explain: Mapping[str, str] | None = None,
+) -> Path:
+    """Write `to/<model>.<tag>`, exactly the Hub repository, and prove that it loads as the same function.
+
+    Args:
+        name: `model.tag`.
+        model: the trained model; its parameters are rounded to float16, which `results` must have measured.
+        results: evaluations of the rounded model.
+        to: where card folders lie; a folder that is there already is replaced as a whole.
+        examples: per-example verdicts to put beside them, if the file exists.
+        explain: a sentence for each flag that a result raises.
+
+    Raises:
+        ZooError: a result has no protocol, an unexplained flag, or belongs to another model or to other
+            weights.
+        IntegrityError: the folder does not load as the model that was given.
+    """
+    explain = dict(explain or {})
+    for result in results:
+        _check_result(name, result, explain)
+    target = Path(to).expanduser() / str(name)
+    try:
+        with atomic_folder(target) as folder:
+            _write_model(name, model, folder)
+            _check_same_function(model, folder, results)
+            _write_card(name, results, explain, folder)
+            if examples is not None and examples.is_file():
+                shutil.copyfile(examples, folder / "examples.safetensors")
+    except OSError as error:
+        raise ZooError(f"cannot write {target}: {error.strerror or error}; free some space there") from error
+    return target
+
+
+def _check_result(name: Name, result: Result, explain: Mapping[str, str]) -> None:
+    if result.name != str(name):
+        raise ZooError(f"a result of {result.name!r} cannot stand on the card of {name}; evaluate {name}")
+    if not result.protocol.strip():
+        raise ZooError(
+            f"a result of {name} on {result.dataset} has no protocol; measure it with 'zoo evaluate'"
+        )
+    if unexplained := [flag for flag in result.flags if not explain.get(flag, "").strip()]:
+        raise ZooError(
+            f"the flag {unexplained[0]!r} of {name} is not explained; pass explain={{flag: reason}}"
+        )
+
+
+def _write_model(name: Name, model: nn.Module, folder: Path) -> None:
+    from zoo.weights import round_to_half, save_state
+
+    save_state(round_to_half(model), folder / WEIGHTS_FILE)
+    config = make_config(name, model, sha256_of(folder / WEIGHTS_FILE))
+    _write_json(folder / "config.json", config)
+
+
+def make_config(name: Name, model: nn.Module, sha256: str) -> dict[str, Any]:
+    """The config.json of a repository: what timm reads, and under `zoo` what only the zoo knows."""
+    from timm.models import get_pretrained_cfg
+
+    from zoo.spec import resolve
+
+    reg = registry()
+    spec, plugin = reg.entry("models", name.model)
+    recipe = reg.recipe(name)
+    resolve(spec.arch)
+    cfg = get_pretrained_cfg(name.timm)
+    assert cfg is not None
+    classes = int(getattr(model, "num_classes", spec.num_classes))
+    # No source and no `fixed_input_size`: a repository says nothing about where else to look.
+    plain = {key: value for key, value in cfg.to_dict(remove_source=True).items() if value is not None}
+    for key in ("state_dict", "custom_load", "fixed_input_size", "label_names"):
+        plain.pop(key, None)
+    config: dict[str, Any] = {
+        "architecture": spec.timm_name,
+        "num_classes": classes,
+        "num_features": int(getattr(model, "num_features", 0)),
+        "model_args": dict(recipe.model_kwargs),
+    }
+    if labels := list(reg.dataset(recipe.dataset).label_names):
+        config["label_names"] = labels
+    config["pretrained_cfg"] = {**plain, "tag": name.tag, "num_classes": classes, "license": spec.license}
+    config["zoo"] = {
+        "schema": SCHEMA,
+        "id": name.model,
+        "tag": name.tag,
+        "plugin": f"{plugin.distribution}:{plugin.name}>={plugin.version}",
+        "sha256": sha256,
+        "input": {"range": [0, 1], "layout": "NCHW", "dtype": "float32"},
+        "output": "logits" if spec.task == "classify" else "image",
+        "stochastic": spec.stochastic,
+        "differentiable": spec.differentiable,
+        "task": spec.task,
+        "threat": str(recipe.threat),
+        "attack": spec.attack,
+    }
+    return config
+
+
+def _check_same_function(model: nn.Module, folder: Path, results: Sequence[Result]) -> None:
+    """The folder, loaded as a user would, must give bitwise the logits of the rounded model."""
+    import copy
+
+    import torch
+
+    from zoo.loading import load
+    from zoo.weights import load_into, state_sha256
+
+    rounded = copy.deepcopy(model).cpu().eval()
+    load_into(rounded, folder / WEIGHTS_FILE)
+    reloaded = load(f"local-dir:{folder}", device="cpu")
+    size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]["input_size"]
+    images = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for module in (rounded, reloaded):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            outputs.append(module(images))
+    if not torch.equal(outputs[0], outputs[1]):
+        raise IntegrityError(
+            "the staged folder does not give the logits of the model: it was built with other arguments than "
+            "its recipe's model_kwargs; load it by its full name"
+        )
+    digest = state_sha256(reloaded)
+    for result in results:
+        if result.sha256 != digest:
+            raise ZooError(
+                f"a result of {result.name} was measured on other weights ({result.sha256[:12]}…, the "
+                f"card has {digest[:12]}…); round the weights to float16 first, then evaluate"
+            )
+
+
+def _write_card(name: Name, results: Sequence[Result], explain: Mapping[str, str], folder: Path) -> None:
+    rows = [result.to_dict() for result in results]
+    _write_json(
+        folder / "results.json",
+        {"schema": SCHEMA, "results": rows, **({"explain": dict(explain)} if explain else {})},
+    )
+    reg = registry()
+    spec, recipe = reg.model(name), reg.recipe(name)
+    dataset = reg.dataset(recipe.dataset)
+    for filename, entries in _eval_results(results, dataset).items():
+        (folder / ".eval_results").mkdir(exist_ok=True)
+        write_text(folder / ".eval_results" / filename, _dump_yaml(entries))
+    head = _front_matter(name, spec, recipe, dataset, results)
+    write_text(
+        folder / "README.md", f"---\n{head.strip()}\n---\n\n{_prose(name, spec, recipe, rows, explain)}"
+    )
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    try:
+        write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+    except (TypeError, ValueError) as error:
+        raise ZooError(f"{path.name} cannot be written as JSON: {error}") from error
+
+
+def _hub_id(dataset: Dataset) -> str:
+    """The data set's repository on the Hub, where its source is one."""
+    source = dataset.source.removeprefix("https://huggingface.co/datasets/")
+    return source if _HUB_ID.fullmatch(source) else ""
+
+
+def _front_matter(
+    name: Name, spec: ModelSpec, recipe: Recipe, dataset: Dataset, results: Sequence[Result]
+) -> str:
+    from zoo import hub
+
+    tags = [
+        "adversarial-robustness",
+        "timm",
+        spec.name,
+        dataset.name,
+        str(recipe.threat),
+        f"zoo-schema-{SCHEMA}",
+    ]
+    if paper := re.search(r"arxiv\.org/abs/(\d{4}\.\d{4,5})", spec.paper):
+        tags.append(f"arxiv:{paper[1]}")
+    entries = [entry for result in results for entry in _model_index(result, spec, dataset)]
+    header: dict[str, Any] = {"library_name": "adversarial-zoo", "license": spec.license, "tags": tags}
+    header["pipeline_tag"] = _TASKS[spec.task]
+    header["metrics"] = sorted({result.metric for result in results}) or ["accuracy"]
+    if hub_id := _hub_id(dataset):
+        header["datasets"] = [hub_id]
+    return hub.card_yaml(str(name), entries, **header)
+
+
+def _model_index(result: Result, spec: ModelSpec, dataset: Dataset) -> list[dict[str, Any]]:
+    """Clean and robust as two entries of the model-index; what was done is in the metric's own fields."""
+    common = {
+        "task_type": _TASKS[spec.task],
+        "dataset_type": _hub_id(dataset) or result.dataset,
+        "dataset_name": result.dataset,
+        "dataset_split": "test",
+        "metric_type": result.metric,
+    }
+    args = {"protocol": result.protocol, "n": result.n, "seed": result.seed}
+    entries = [{**common, "metric_name": f"Clean {result.metric}", "metric_value": _percent(result.clean)}]
+    entries[0]["metric_args"] = args
+    if result.robust is not None:
+        label = f"Robust {result.metric} ({result.threat}, {_short(result.protocol)})"
+        robust = {"metric_name": label, "metric_value": _percent(result.robust)}
+        entries.append({**common, **robust, "metric_args": {**args, "threat": result.threat}})
+    return entries
+
+
+def _eval_results(results: Sequence[Result], dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
+    """File name -> entries, in the Hub's `.eval_results` format; one file per protocol."""
+    files: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        filename = re.sub(r"[^a-z0-9.]+", "-", _short(result.protocol).lower()).strip("-.")[:60] or "zoo"
+        values = [("clean", result.clean), (f"robust {result.threat}", result.robust)]
+        for task, value in values:
+            if value is not None:
+                about = {"id": _hub_id(dataset) or result.dataset, "task_id": re.sub(r"\W+", "_", task)}
+                notes = f"{task}; n={result.n}; {result.protocol}"
+                files.setdefault(f"{filename}.yaml", []).append(
+                    {"dataset": about, "value": _percent(value), "notes": notes}
+                )
+    return files
+
+
+def _dump_yaml(data: Any) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000))
+
+
+def _prose(
+    name: Name,
+    spec: ModelSpec,
+    recipe: Recipe,
+    rows: Sequence[Mapping[str, Any]],
+    explain: Mapping[str, str],
+) -> str:
+    source = f" Paper: {spec.paper}." if spec.paper else ""
+    summary = f"{spec.summary}; {recipe.summary}" if recipe.summary else spec.summary
+    parts = [f"# {name}\n\n{summary}.{source}", f"## Recipe\n\n{_recipe_table(recipe)}"]
+    parts.append("## Results\n\n" + (results_table(rows) if rows else "Not measured yet."))
+    parts += [_attack_table(row) for row in rows]
+    if explain:
+        lines = "\n".join(f"* `{flag}`: {reason}" for flag, reason in sorted(explain.items()))
+        parts.append(f"## Flags\n\nThe evaluation raised these, for these reasons:\n\n{lines}")
+    load = f"import zoo\n\nmodel = zoo.load({str(name)!r})  # pixels in [0,1], NCHW, float32"
+    timm = f"`zoo.register_timm()`, then `timm.create_model({name.timm!r}, pretrained=True)`"
+    parts.append(f"## Use\n\n```python\n{load}\n```\n\nWith timm: {timm}.")
+    parts.append(f"## Measure again\n\n```\nzoo evaluate {name}\n```")
+    parts.append(f"## Limits\n\n{_limits(spec, recipe)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _limits(spec: ModelSpec, recipe: Recipe) -> str:
+    lines = [
+        "Robust accuracy is an upper bound: it counts the images that the attacks of the protocol did not break, "
+        f"under {recipe.threat} on {recipe.dataset}.",
+        "Nothing is claimed for another threat, data set or norm.",
+    ]
+    if spec.stochastic:
+        lines.append("The model is stochastic: numbers move a little with the seed.")
+    if not spec.differentiable:
+        lines.append("It is not differentiable: attacks need its surrogate.")
+    return " ".join(lines)
+
+
+def _recipe_table(recipe: Recipe) -> str:
+    rows = [("data set", recipe.dataset), ("threat", str(recipe.threat)), ("seed", str(recipe.seed))]
+    rows += [(f"argument `{key}`", str(value)) for key, value in recipe.model_kwargs.items()]
+    if recipe.init_from:
+        rows.append(("starts from", recipe.init_from))
+    for index, part in enumerate(recipe.stages):
+        text = f"{part.epochs} epochs of `{part.objective}`, batch {part.batch_size}, `{part.optimizer}`"
+        rows.append(
+            (f"stage {index}", f"{text}, `{part.schedule}`" + (f", `{part.augment}`" if part.augment else ""))
+        )
+    return _markdown(("what", "value"), rows)
+
+
+def _attack_table(row: Mapping[str, Any]) -> str:
+    lines = sorted(row["per_attack"].items(), key=lambda item: float(item[1]))
+    table = _markdown(("attack", row["metric"]), [(f"`{call}`", _shown(value)) for call, value in lines])
+    return f"Per attack, {row['dataset']}, {row['threat']}:\n\n{table}\n\nProtocol: `{row['protocol']}`"
+
+
+def results_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A Markdown table of results, as `Result.to_dict()` gives them."""
+    return _markdown(COLUMNS, [_result_row(row) for row in rows])
+
+
+def _result_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    attacks = row["per_attack"]
+    strongest = min(attacks, key=lambda call: float(attacks[call])) if attacks else ""
+    numbers = (str(row["n"]), _shown(row["clean"]), _shown(row["robust"]))
+    return (row["name"], row["dataset"], row["threat"], *numbers, _short(row["protocol"]), strongest)
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _short(protocol: str) -> str:
+    return (protocol.split() or [""])[0]
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)
+
+
+def _shown(share: float | None) -> str:
+    return "not measured" if share is None else f"{_percent(share):g} %"
+
+
+def update_readme(path: Path) -> bool:
+    """Rewrite the results between the two marks of a README from the bundled cards.
+
+    `cifar10` and `cifar10-jpeg` are different images and never share a table.
+
+    Returns:
+        Whether the file changed.
+
+    Raises:
+        ZooError: the README has no marks, or a card is malformed.
+    """
+    text = path.read_text(encoding="utf-8")
+    before, start, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not start or not end:
+        raise ZooError(f"{path} has no block between {MARKS[0]} and {MARKS[1]}; add the two marks")
+    rows = [row for folder in sorted(cards_dir().glob("*/results.json")) for row in _card_rows(folder)]
+    names = sorted({row["dataset"] for row in rows if row["dataset"].endswith("-jpeg")})
+    tables = [results_table(row for row in rows if row["dataset"] not in names)] if rows else []
+    tables += [f"On `{name}`:\n\n" + results_table(r for r in rows if r["dataset"] == name) for name in names]
+    new = f"{before}{start}\n" + "\n\n".join(tables) + f"\n{end}{after}"
+    if new == text:
+        return False
+    write_text(path, new)
+    return True
+
+
+def _card_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["results"]
+        return [Result.from_dict(row).to_dict() for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ZooError(f"{path} is malformed ({error}); stage the card again") from error
+
+
+def read_front_matter(text: str) -> dict[str, Any]:
+    """The YAML head of a model card, as plain data: no tags, no aliases, at most 256 KB.
+
+    Raises:
+        IntegrityError: it is too large, is not YAML, names Python objects, or is no mapping.
+    """
+    import yaml
+
+    match = re.match(r"---\r?\n(.*?)\r?\n---(?:\r?\n|$)", text[: FRONT_MATTER_LIMIT + 10], re.DOTALL)
+    if match is None:
+        if text.startswith("---"):
+            raise IntegrityError(f"the card's head does not end within {FRONT_MATTER_LIMIT >> 10} KB")
+        return {}
+    try:
+        # An alias costs nothing to read and everything to print.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(match[1], Loader=yaml.SafeLoader)):
+            raise IntegrityError("the card's head uses YAML aliases; write it out")
+        head = yaml.safe_load(match[1])
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise IntegrityError(f"the card's head is not plain YAML: {reason}") from error
+    if not isinstance(head, dict):
+        raise IntegrityError("the card's head is not a mapping")
+    return head
