@@ -28,6 +28,19 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A new, empty folder that takes the place of `target` on success and is removed on any failure."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        folder = Path(temporary, "new")
+        folder.mkdir()
+        yield folder
+        if target.exists():
+            target.rename(Path(temporary, "old"))
+        folder.rename(target)
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write a text file atomically; returns its path."""
     with atomic(path) as temporary:
