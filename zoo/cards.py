@@ -287,9 +287,7 @@ def _prose(
 
 def _limits(spec: ModelSpec, recipe: Recipe) -> str:
     lines = [
-        "Robust accuracy is an upper bound: it counts the images that the attacks of the protocol did not break, "
-        f"under {recipe.threat} on {recipe.dataset}.",
-        "Nothing is claimed for another threat, data set or norm.",
+        f"Robust accuracy is an upper bound, for the protocol, {recipe.threat} and {recipe.dataset} only."
     ]
     if spec.stochastic:
         lines.append("The model is stochastic: numbers move a little with the seed.")
