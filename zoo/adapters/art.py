@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import inspect
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,9 @@ from zoo.threat import Threat
 
 NORMS = {"linf": np.inf, "l2": 2, "l1": 1}
 FIXED_NORMS = {"VirtualAdversarialMethod": "l2"}  # of the attacks with an eps and no norm; the others: linf
-WANTS_PROBABILITIES = ("SimBA",)
+WITHOUT_L1 = ("SquareAttack", "HopSkipJump", "GeoDA")  # which would return the images as they were, or refuse
+WANTS_PROBABILITIES = ("SimBA", "VirtualAdversarialMethod")
+ONE_BY_ONE = ("SimBA", "ShadowAttack")  # they take a single image
 
 
 def to_art(
@@ -127,12 +129,13 @@ def run_art(
     """
     label = f"art:{name}"
     cls = attack_class(name)
-    filled = budget(label, cls, threat, NORMS, FIXED_NORMS.get(name, "linf"), params)
-    merged = arguments(label, cls, params, {**filled, **_quiet_whole_batch(cls, len(x))})
+    norms = {key: value for key, value in NORMS.items() if key != "l1" or name not in WITHOUT_L1}
+    filled = budget(label, cls, threat, norms, FIXED_NORMS.get(name, "linf"), params)
+    merged = arguments(label, cls, params, {**filled, **_quiet_whole_batch(cls, name, len(x))})
     x = x.detach().float()
     if not len(x):
         return x
-    with preserved(model, seed), contextlib.redirect_stdout(io.StringIO()):
+    with preserved(model, seed), _silence():
         plain = Probabilities(model) if name in WANTS_PROBABILITIES else PlainModel(model)
         classes = classes_of(model, x)
         assert classes is not None
@@ -141,7 +144,7 @@ def run_art(
         try:
             with explained(label):
                 attack = cls(classifier, **merged)
-                x_adv = attack.generate(x=x.cpu().numpy(), y=y.cpu().numpy())
+                x_adv = _generate(attack, x, y, 1 if name in ONE_BY_ONE else len(x))
         except ImportError:
             raise MissingExtra("art", label) from None
     return finish(label, x_adv, x, threat)
@@ -154,11 +157,29 @@ class _LogProbabilityLoss(nn.Module):
         return nn.functional.nll_loss(probabilities.clamp_min(1e-12).log(), labels)
 
 
-def _quiet_whole_batch(cls: type, count: int) -> dict[str, Any]:
-    """No progress bars of ART's own, and the evaluator's batch in one piece (ART's default may be 1)."""
-    default = signature(cls)["batch_size"].default if "batch_size" in signature(cls) else None
-    batch = {"batch_size": max(default, count)} if isinstance(default, int) else {}
-    return {"verbose": False, **batch}
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without prints and progress bars: not every attack passes its `verbose` on."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def _generate(attack: Any, x: Tensor, y: Tensor, count: int) -> Any:
+    """What the attack makes of `count` images at a time, as one array."""
+    images, labels = x.cpu().numpy(), y.cpu().numpy()
+    if count == len(x):
+        return attack.generate(x=images, y=labels)
+    labels = np.eye(attack.estimator.nb_classes, dtype=np.float32)[labels]  # SimBA takes no integers
+    starts = range(0, len(x), count)
+    return np.concatenate([attack.generate(x=images[i : i + count], y=labels[i : i + count]) for i in starts])
+
+
+def _quiet_whole_batch(cls: type, name: str, count: int) -> dict[str, Any]:
+    """No progress bars, and the evaluator's batch in one piece (ART's default may be 1)."""
+    size = signature(cls).get("batch_size")
+    if size is None or not isinstance(size.default, int) or name in ONE_BY_ONE:
+        return {"verbose": False}
+    return {"verbose": False, "batch_size": max(size.default, count)}
 
 
 def attack_class(name: str) -> type:

@@ -16,6 +16,8 @@ from zoo import ball
 from zoo.errors import ContractError, ZooError, unknown
 from zoo.threat import Threat
 
+WAYS_TO_SAY_NORM = ("Linf", "inf", "L2", "L1", inspect.Parameter.empty)
+
 
 class PlainModel(nn.Module):
     """What a toolkit sees: one tensor of logits from pixels of any float type.
@@ -99,12 +101,14 @@ def preserved(model: nn.Module, seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained(label: str) -> Iterator[None]:
-    """Turn what a toolkit raises about its arguments into a `ZooError` of one line."""
+    """Turn what a toolkit raises into a `ZooError` of one line; what the zoo raises inside passes through."""
     try:
         yield
-    except (ValueError, TypeError, AssertionError, NotImplementedError, IndexError) as error:
-        reason = str(error).strip().splitlines()
-        raise ZooError(f"{label} refused: {reason[0] if reason else type(error).__name__}") from error
+    except (ZooError, ImportError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise ZooError(f"{label} failed: {type(error).__name__}: {reason}") from error
 
 
 def arguments(label: str, cls: type, given: Mapping[str, Any], filled: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,6 +165,8 @@ def budget(
     accepted = signature(cls)
     name = next((key for key in ("eps", "max_epsilon") if key in accepted), "")
     choice = accepted.get("norm")
+    if choice is not None and choice.default not in (*norms.values(), *WAYS_TO_SAY_NORM):
+        return {}  # a "norm" of another kind (Wasserstein), and an eps in its terms
     if choice is not None and "norm" not in given and threat.norm not in norms:
         raise ZooError(f"{label} does not know the norm of {threat}; it takes {', '.join(norms)}")
     if name and choice is None and threat.norm != fixed_norm:
