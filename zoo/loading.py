@@ -16,6 +16,7 @@ from zoo import hub
 from zoo.catalogue import WEIGHTS_FILE, default_tag, full_name, local_folder
 from zoo.errors import ContractError, IntegrityError, NoWeights
 from zoo.grammar import Name
+from zoo.nn import Classifier
 from zoo.registry import registry
 from zoo.spec import ModelSpec, Recipe, resolve
 from zoo.weights import load_into
@@ -200,12 +201,35 @@ def build(cls: type[nn.Module], variant: str, pretrained: bool = False, **kwargs
             if pretrained and not overlay:
                 kwargs["pretrained_cfg_overlay"] = {"file": str(hub.fetch(name))}
         elif pretrained and not overlay:
-            raise NoWeights(f"{variant} has no weights; train some with 'zoo train', or pass pretrained=False")
+            raise NoWeights(
+                f"{variant} has no weights; train some with 'zoo train', or pass pretrained=False"
+            )
     _check_arguments(cls, variant, kwargs)
     info = getattr(cls, "feature_names", ())
     feature_cfg = {"feature_cls": "getter", "out_indices": tuple(range(len(info))) or None}
-    model: nn.Module = build_model_with_cfg(cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    pool = kwargs.get("global_pool")
+    headless = kwargs.get("num_classes") == 0 and issubclass(cls, Classifier)
+    if headless:  # load every weight first: probes of masks are classifiers too, and timm would drop them
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("num_classes", "global_pool")}
+    keep = _load_classifiers if kwargs.get("features_only") else None
+    model: nn.Module = build_model_with_cfg(
+        cls, variant, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=keep, **kwargs
+    )
+    if headless and isinstance(model, Classifier):
+        model.reset_classifier(0, pool)
     return model
+
+
+def _load_classifiers(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """A filter for timm with `features_only`, where it drops every layer that the cfg calls a classifier.
+
+    Probes are among them, and the masks inside the feature maps need them.
+    """
+    own = model.state_dict()
+    model.load_state_dict(
+        {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}, strict=False
+    )
+    return state
 
 
 def _tagged_name(variant: str, cfg: Any, pretrained: bool) -> Name | None:
