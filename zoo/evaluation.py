@@ -6,6 +6,7 @@ for NaN and judged on the true float32 model; what was wrong with it becomes a f
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 from collections.abc import Sequence
@@ -215,7 +216,7 @@ def _subject(model_or_name: nn.Module | str, device: str | torch.device | None) 
 
 
 def _device_of(model: nn.Module) -> torch.device:
-    first = next((*model.parameters(), *model.buffers()), None)
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
     return first.device if isinstance(first, Tensor) else torch.device("cpu")
 
 

@@ -76,7 +76,7 @@ def pgd(
         y: labels int64 `[N]`.
         threat: linf:, l2: or l1: (zeromean: and mean: too).
         steps: gradient steps of each restart.
-        step_size: length of a step, in the units of the threat; default 2.5 * eps / steps, at most eps.
+        step_size: length of a step, in the units of the threat; default `default_step` * eps.
         random_start: start at a random point of the ball; without it, at the image, and restarts are useless.
         restarts: how often an image that still stands is attacked again from another random start.
         momentum: decay of the accumulated, L1-normalised gradient; 0 switches it off.
@@ -94,7 +94,7 @@ def pgd(
         return x.clone()
     options = _Options(
         steps=steps,
-        size=min(1.0, 2.5 / max(1, steps)) * ball.budget(threat, x) if step_size is None else step_size,
+        size=default_step(threat, steps) * ball.budget(threat, x) if step_size is None else step_size,
         restarts=restarts if random_start else 1,
         random_start=random_start,
         momentum=momentum,
@@ -144,6 +144,15 @@ def perturb(
             (gradient,) = torch.autograd.grad(values.float().sum(), adv)
             adv = ball.project(threat, x, ball.step(threat, gradient, x, adv.detach(), step_size))
     return adv.detach()
+
+
+def default_step(threat: Threat, steps: int) -> float:
+    """Step length as a share of the budget: 2.5 / steps, ten times that in L1, at most 1.
+
+    In L1 a step is shared by many values and the projection takes back all but the best, so short steps
+    would not concentrate the budget in time.
+    """
+    return min(1.0, (25 if threat.norm == "l1" else 2.5) / max(1, steps))
 
 
 def attack_loss(loss: str | AttackLoss) -> AttackLoss:
