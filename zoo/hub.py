@@ -48,6 +48,7 @@ from zoo.transport import (
 
 __all__ = ["card_yaml", "download", "fetch", "open_repository", "pull", "push", "read_config", "write_pin"]
 
+UPLOAD_PATIENCE = 25.0  # seconds for one commit, beyond those that its bytes need at 50 kB/s
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){0,3}")
 
 
@@ -206,7 +207,7 @@ def push(
     commit = bounded(
         lambda: api.create_commit(repo, operations, commit_message=message, parent_commit=parent),
         what,
-        PATIENCE + 5 + size / 50_000,
+        UPLOAD_PATIENCE + size / 50_000,
     )
     return str(commit.oid)
 

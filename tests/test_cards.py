@@ -1,0 +1,287 @@
+"""Cards: what is staged, what is refused, and the table of the README."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+import yaml
+from huggingface_hub import EvalResultEntry, ModelCardData
+from huggingface_hub._eval_results import parse_eval_result_entries
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from hypothesis import given
+from hypothesis import strategies as st
+
+import zoo
+from zoo import cards
+from zoo.errors import IntegrityError, ZooError
+from zoo.files import sha256_of
+from zoo.grammar import Name
+from zoo.result import Result
+from zoo.weights import load_into, read_state, round_to_half, save_state, state_sha256
+
+NAME = Name("tiny-test", "at_dots")
+
+
+@pytest.fixture
+def model(tiny_registry):
+    torch.manual_seed(1)
+    return zoo.load(str(NAME), pretrained=False)
+
+
+@pytest.fixture
+def result(model, tmp_path):
+    rounded = zoo.load(str(NAME), weights=save_state(round_to_half(model), tmp_path / "r.safetensors"))
+    return Result(
+        name=str(NAME),
+        sha256=state_sha256(rounded),
+        dataset="dots",
+        data_sha256="d" * 64,
+        n=200,
+        threat="linf:8/255",
+        metric="accuracy",
+        clean=0.915,
+        robust=0.4325,
+        per_attack={"fgsm": 0.6, "pgd(steps=20)": 0.4325, "square": 0.7},
+        interval=(0.36, 0.50),
+        flags=(),
+        protocol="quick-1 [fgsm; pgd(steps=20)] linf:8/255 counting=all seed=0 gradients=float32",
+        seed=0,
+        device="cpu",
+        seconds=1.0,
+    )
+
+
+def one_line(info, *words):
+    text = str(info.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+def test_a_staged_folder_is_the_rounded_model(model, result, tmp_path):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    folder = cards.stage(NAME, model, [result], tmp_path / "cards")
+    assert folder == tmp_path / "cards" / "tiny-test.at_dots"
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    assert files == [
+        ".eval_results/quick-1.yaml",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "results.json",
+    ]
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+    state = read_state(folder / "model.safetensors")
+    assert state["fc.weight"].dtype == torch.float16
+    assert state["bn1.running_var"].dtype == torch.float32
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # the model is as it was
+    x = torch.rand(3, 1, 8, 8)
+    loaded = zoo.load(f"local-dir:{folder}")
+    assert not torch.equal(loaded(x), model(x))
+    load_into(model, folder / "model.safetensors")
+    assert torch.equal(loaded(x), model(x))
+    zoo.register_timm()
+    assert torch.equal(timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(x), model(x))
+
+
+def test_config_is_what_timm_and_the_zoo_read(model, result, tmp_path):
+    folder = cards.stage(NAME, model, [result], tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == "tiny_test"
+    assert (config["num_classes"], config["num_features"]) == (4, 8)
+    assert config["model_args"] == {"width": 8, "in_chans": 1}
+    assert config["label_names"] == ["a", "b", "c", "d"]
+    cfg = config["pretrained_cfg"]
+    assert cfg["tag"] == "at_dots"
+    assert (cfg["input_size"], cfg["mean"], cfg["std"]) == ([1, 8, 8], [0.0], [1.0])
+    assert not {"url", "file", "hf_hub_id", "source", "state_dict", "custom_load"} & set(cfg)
+    about = config["zoo"]
+    assert about["sha256"] == sha256_of(folder / "model.safetensors")
+    assert (about["id"], about["threat"], about["task"]) == ("tiny-test", "linf:8/255", "classify")
+    assert zoo.Result.from_dict(json.loads((folder / "results.json").read_text())["results"][0]) == result
+
+
+def test_front_matter_is_the_hubs(model, result, tmp_path):
+    folder = cards.stage(NAME, model, [result], tmp_path)
+    head = cards.read_front_matter((folder / "README.md").read_text())
+    assert head["library_name"] == "adversarial-zoo"
+    assert head["pipeline_tag"] == "image-classification"
+    assert head["license"] == "mit"
+    assert head["datasets"] == ["org/dots"]
+    assert {"adversarial-robustness", "arxiv:2102.01234"} <= set(head["tags"])
+    name, entries = model_index_to_eval_results(head["model-index"])
+    assert name == str(NAME)
+    assert [(e.metric_name, e.metric_value) for e in entries] == [
+        ("Clean accuracy", 91.5),
+        ("Robust accuracy (linf:8/255, quick-1)", 43.25),
+    ]
+    assert entries[1].metric_args["protocol"] == result.protocol
+    assert ModelCardData(**head, ignore_metadata_errors=False).license == "mit"
+    rows = yaml.safe_load((folder / ".eval_results" / "quick-1.yaml").read_text())
+    parsed = parse_eval_result_entries(rows)
+    assert all(isinstance(entry, EvalResultEntry) for entry in parsed)
+    assert [entry.value for entry in parsed] == [91.5, 43.25]
+    assert result.protocol in parsed[1].notes
+
+
+def test_the_readme_says_what_a_reader_needs(model, result, tmp_path):
+    flagged = replace(result, flags=("black-box-stronger",))
+    folder = cards.stage(NAME, model, [flagged], tmp_path, explain={"black-box-stronger": "one image of 200"})
+    text = (folder / "README.md").read_text()
+    for part in (
+        "a tiny network",
+        "zoo.load('tiny-test.at_dots')",
+        "tiny_test.at_dots",
+        "zoo evaluate tiny-test.at_dots",
+        "| `pgd(steps=20)` | 43.25 % |",
+        "| argument `width` | 8 |",
+        "one image of 200",
+        result.protocol,
+        "upper bound",
+    ):
+        assert part in text
+
+
+def test_examples_are_copied_if_they_are_there(model, result, tmp_path):
+    examples = tmp_path / "examples.safetensors"
+    folder = cards.stage(NAME, model, [result], tmp_path / "a", examples=examples)
+    assert not (folder / "examples.safetensors").exists()
+    save_state({"x": torch.zeros(1)}, examples)
+    folder = cards.stage(NAME, model, [result], tmp_path / "a", examples=examples)
+    assert (folder / "examples.safetensors").read_bytes() == examples.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"protocol": " "}, "no protocol"),
+        ({"flags": ("zero-gradients",)}, "'zero-gradients'"),
+        ({"sha256": "0" * 64}, "other weights"),
+        ({"name": "tiny-test.at_jpeg"}, "tiny-test.at_jpeg"),
+        ({"clean": float("nan")}, "JSON"),
+    ],
+)
+def test_a_number_that_cannot_be_trusted_is_refused(model, result, tmp_path, change, words):
+    with pytest.raises(ZooError) as info:
+        cards.stage(NAME, model, [result, replace(result, **change)], tmp_path / "cards")
+    one_line(info, words)
+    assert list((tmp_path / "cards").glob("*") if (tmp_path / "cards").exists() else []) == []
+
+
+def test_a_result_of_the_unrounded_model_is_refused(model, result, tmp_path):
+    with pytest.raises(ZooError) as info:
+        cards.stage(NAME, model, [replace(result, sha256=state_sha256(model))], tmp_path / "cards")
+    one_line(info, "round")
+
+
+def test_a_model_that_is_not_its_recipes_is_refused(tiny_registry, tmp_path):
+    model = zoo.load(str(NAME), pretrained=False, width=6)
+    with pytest.raises(IntegrityError) as info:
+        cards.stage(NAME, model, [], tmp_path / "cards")
+    one_line(info, "width")
+    model = zoo.load(str(NAME), pretrained=False)
+    model.forward = lambda x: x.flatten(1)[:, :4]  # the same weights, another function
+    with pytest.raises(IntegrityError) as info:
+        cards.stage(NAME, model, [], tmp_path / "cards")
+    one_line(info, "does not give the logits")
+    assert list((tmp_path / "cards").iterdir()) == []
+
+
+def test_a_failure_leaves_the_old_folder(model, result, tmp_path):
+    folder = cards.stage(NAME, model, [result], tmp_path)
+    before = (folder / "README.md").read_bytes()
+    with pytest.raises(ZooError):
+        cards.stage(NAME, model, [replace(result, clean=float("inf"))], tmp_path)
+    assert (folder / "README.md").read_bytes() == before
+
+
+# The table of the README
+
+
+@pytest.fixture
+def readme(model, result, tmp_path, monkeypatch):
+    root = tmp_path / "cards"
+    cards.stage(NAME, model, [result, replace(result, robust=None)], root)
+    jpeg = Name("tiny-test", "at_jpeg")
+    cards.stage(jpeg, model, [replace(result, name=str(jpeg), dataset="dots-jpeg", clean=0.5)], root)
+    monkeypatch.setattr(cards, "cards_dir", lambda: root)
+    path = tmp_path / "README.md"
+    path.write_text("# Zoo\n\n<!-- results -->\nold\n<!-- /results -->\n\nend\n")
+    return path
+
+
+def test_the_table_is_written_between_the_marks(readme):
+    assert cards.update_readme(readme)
+    text = readme.read_text()
+    assert text.startswith("# Zoo\n\n<!-- results -->\n")
+    assert text.endswith("<!-- /results -->\n\nend\n")
+    assert "old" not in text
+    row = "| tiny-test.at_dots | dots | linf:8/255 | 200 | 91.5 % | 43.25 % | quick-1 | pgd(steps=20) |"
+    assert row in text
+    assert row.replace("43.25 %", "not measured") in text
+    assert not cards.update_readme(readme)
+
+
+def test_jpeg_and_original_images_never_share_a_table(readme):
+    cards.update_readme(readme)
+    first, second = readme.read_text().split("On `dots-jpeg`:")
+    assert "at_dots" in first
+    assert "at_jpeg" not in first
+    assert "at_jpeg" in second
+    assert "at_dots" not in second
+
+
+@pytest.mark.parametrize("text", ["# Zoo", "<!-- results -->", "<!-- /results --><!-- results -->"])
+def test_a_readme_without_marks_is_refused(readme, text):
+    readme.write_text(text)
+    with pytest.raises(ZooError) as info:
+        cards.update_readme(readme)
+    one_line(info, "<!-- results -->")
+    assert readme.read_text() == text
+
+
+def test_a_malformed_card_is_named(readme, tmp_path):
+    path = tmp_path / "cards" / str(NAME) / "results.json"
+    path.write_text('{"results": 3}')
+    with pytest.raises(ZooError) as info:
+        cards.update_readme(readme)
+    one_line(info, str(path))
+
+
+# Front matter of strangers
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ("a: !!python/object/apply:os.mkdir [/tmp/zoo-yaml]", "not plain YAML"),
+        ("a: !!python/name:os.system", "not plain YAML"),
+        ("a: [1", "not plain YAML"),
+        ("- 1", "not a mapping"),
+        ("a: &a [1]\nb: [*a, *a]", "aliases"),
+        ("a: " + "x" * (1 << 18), "256 KB"),
+        ("[" * 3000, "not plain YAML"),
+        ("a: \x00", "not plain YAML"),
+    ],
+)
+def test_unsafe_yaml_is_refused(head, words, tmp_path):
+    with pytest.raises(IntegrityError) as info:
+        cards.read_front_matter(f"---\n{head}\n---\ntext")
+    one_line(info, words)
+
+
+def test_no_front_matter_is_empty():
+    assert cards.read_front_matter("# A card") == {}
+    assert cards.read_front_matter("---\na: 1\n---\ntext") == {"a": 1}
+
+
+@given(st.text(max_size=200))
+def test_any_head_is_a_mapping_or_an_integrity_error(text):
+    try:
+        assert isinstance(cards.read_front_matter(f"---\n{text}\n---\n"), dict)
+    except IntegrityError as error:
+        assert "\n" not in str(error)
