@@ -24,7 +24,14 @@ from zoo.weights import load_into
 REMOTE = ("hf-hub:", "local-dir:")
 # Arguments of `build_model_with_cfg` that a caller may use; `pretrained_strict` and its like are not among
 # them, because timm hands the model_args of any Hub repository to the entrypoint.
-_BUILDER_ARGS = {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only", "out_indices"}
+_BUILDER_ARGS = {
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_model_args",  # timm's own record of the model_args of a repository
+    "cache_dir",
+    "features_only",
+    "out_indices",
+}
 
 
 def load(
