@@ -101,8 +101,10 @@ def _declared_shape(model: nn.Module) -> tuple[int, int, int] | None:
     if shape is None or len(shape) != 3:
         return None
     # timm leaves the configuration as it is when in_chans= is given; the first layer knows better.
-    chans = getattr(model, "in_chans", None)
-    return (chans if isinstance(chans, int) else int(shape[0]), int(shape[1]), int(shape[2]))
+    name = cfg.get("first_conv") if isinstance(cfg, Mapping) else None
+    first = dict(model.named_modules()).get(name) if isinstance(name, str) else None
+    channels = first.in_channels if isinstance(first, nn.Conv2d) else int(shape[0])
+    return channels, int(shape[1]), int(shape[2])
 
 
 def run_art(

@@ -30,6 +30,16 @@ class PlainModel(nn.Module):
         super().__init__()
         self.model = model
 
+    @property
+    def training(self) -> bool:
+        """The mode of the model itself: toolkits read it here before an attack, to restore it afterwards."""
+        inner = self.__dict__.get("_modules", {}).get("model")
+        return inner is None or inner.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        """`train()` sets the model's own."""
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits `[N,K]` of pixels `[N,C,H,W]`."""
         logits = self.model(x.to(torch.float32))
