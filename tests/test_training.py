@@ -1,0 +1,155 @@
+"""Training for real: it learns, it is the recipe that was asked for, it repeats bit by bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import zoo
+from zoo.errors import ZooError
+from zoo.registry import registry
+from zoo.schedules import make_optimizer, make_schedule
+from zoo.spec import Stage
+from zoo.training import Step, override
+
+FAST = ["stages.0.epochs=1", "stages.0.batch_size=256", "model_kwargs.width=8"]
+
+
+def test_natural_training_learns_the_digits(tmp_path: Path) -> None:
+    name = "resnet10-cifar.natural_digits"
+    settings = ["stages.0.epochs=3", "stages.0.batch_size=64", "stages.0.schedule='onecycle(peak=0.3)'"]
+    run = zoo.train(name, out=tmp_path, overrides=settings)
+    result = zoo.evaluate(zoo.load(name, weights=run), suite="fgsm")
+    assert result.clean > 0.8
+    record = json.loads((run / "run.json").read_text())
+    assert record["official"] is False
+    assert record["overrides"] == settings
+    assert record["recipe"]["stages"][0]["epochs"] == 3
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_adversarial_training_attacks_inside_the_threat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the update sees is adversarial: inside the ball, not clean, found in eval mode."""
+    import zoo_base.recipe as recipe
+
+    seen: list[tuple[float, bool]] = []
+    original = recipe.perturb
+
+    def spy(model: nn.Module, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        adv = original(model, x, *args, **kwargs)
+        seen.append((float((adv - x).abs().max()), model.training))
+        return adv
+
+    monkeypatch.setattr(recipe, "perturb", spy)
+    zoo.train("resnet10-cifar.at_digits", out=tmp_path, overrides=FAST, smoke=True)
+    assert len(seen) == 2
+    assert all(0.05 < size <= 0.1 + 1e-6 and training for size, training in seen)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path) -> None:
+    def weights(folder: str, seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(hash(folder) % 1000)
+        run = zoo.train(
+            "resnet10-cifar.at_digits", out=tmp_path / folder, overrides=FAST, smoke=True, seed=seed
+        )
+        return load_file(run / "model.safetensors")
+
+    first, again, other = weights("a", 1), weights("b", 1), weights("c", 2)
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert any(not torch.equal(first[k], other[k]) for k in first)
+
+
+@pytest.mark.parametrize("name", [r.name for r in registry().specs("recipes")])
+def test_every_recipe_runs(name: str, tmp_path: Path) -> None:
+    if registry().recipe(name).dataset != "digits":
+        pytest.skip("needs data that is not embedded")
+    run = zoo.train(name, out=tmp_path, smoke=True)
+    assert json.loads((run / "run.json").read_text())["official"] is False
+    zoo.load(name, weights=run)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stages.0.epoch=3", "did you mean epochs"),
+        ("stages.7.epochs=3", "unknown key"),
+        ("epochs", "stages.0.epochs=3"),
+        ("stages.0.epochs=3;4", "cannot read"),
+    ],
+)
+def test_bad_overrides(text: str, message: str) -> None:
+    with pytest.raises(ZooError, match=message):
+        override(registry().recipe("resnet10-cifar.at_digits"), [text])
+
+
+def test_override_reaches_params_and_leaves_the_rest() -> None:
+    recipe = registry().recipe("cifs-resnet10.at_digits")
+    changed = override(recipe, ["stages.0.params.beta=7", "seed=4"])
+    assert changed.stages[0].params["beta"] == 7
+    assert changed.seed == 4
+    assert recipe.seed == 0
+    assert replace(changed, seed=0, stages=recipe.stages) == recipe
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_term(tmp_path: Path) -> None:
+    with pytest.raises(ZooError, match="not finite at step"):
+        zoo.train(
+            "resnet10-cifar.natural_digits",
+            out=tmp_path,
+            overrides=["stages.0.epochs=1", "stages.0.optimizer='sgd(lr=1e30)'"],
+        )
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_only_the_chosen_parameters_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo import training
+
+    recipe = registry().recipe("resnet10-cifar.natural_digits")
+    stage = replace(recipe.stages[0], trainable=("fc.*",))
+    changed = replace(recipe, stages=(stage,))
+    monkeypatch.setattr(training, "override", lambda r, o: changed)
+    run = zoo.train(recipe.name, out=tmp_path, smoke=True)
+    after = load_file(run / "model.safetensors")
+    torch.manual_seed(recipe.seed)
+    before = zoo.load(recipe.name, pretrained=False).state_dict()
+    trained = {k for k in after if "running" not in k and "tracked" not in k and not torch.equal(after[k], before[k])}
+    assert trained == {"fc.weight", "fc.bias"}
+
+
+def test_schedules() -> None:
+    steps = make_schedule("multistep(milestones='2,4', gamma=0.1)", 6)
+    assert [round(steps(t), 4) for t in (0, 1.9, 2, 3.5, 4, 5)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
+    cycle = make_schedule("onecycle(peak=0.5)", 4)
+    assert [cycle(t) for t in (0, 1, 2, 3, 4)] == [0, 0.5, 1, 0.5, 0]
+    cosine = make_schedule("cosine()", 2)
+    assert [round(cosine(t), 6) for t in (0, 1, 2)] == [1, 0.5, 0]
+    for bad in ("cosin()", "onecycle(top=3)"):
+        with pytest.raises(ZooError):
+            make_schedule(bad, 3)
+    for bad in ("sdg(lr=1)", "sgd(lrr=1)", "sgd(lr=-1)"):
+        with pytest.raises(ZooError):
+            make_optimizer(bad, [nn.Parameter(torch.zeros(1))])
+
+
+def test_step_noise_comes_from_the_runs_generator() -> None:
+    def draw() -> torch.Tensor:
+        step = Step(0, 0, 1, torch.Generator().manual_seed(5), "float32", nn.Identity())
+        return step.uniform(torch.zeros(2, 3))
+
+    torch.manual_seed(1)
+    first = draw()
+    torch.manual_seed(2)
+    assert torch.equal(first, draw())
+    assert float(first.abs().max()) <= 1
+
+
+def test_stage_defaults_are_the_fields_own() -> None:
+    assert Stage(epochs=1, objective="a:b").trainable == ("*",)
