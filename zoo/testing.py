@@ -80,12 +80,12 @@ def check_recipe(name: str) -> None:
         chans = recipe.model_kwargs.get("in_chans", spec.input_size[0])
         if chans != dataset.input_size[0]:
             raise ContractError(
-                f"{recipe.name}: {dataset.name} has {dataset.input_size[0]} channels, the model takes {chans}; "
+                f"{recipe.name}: {dataset.name} has {dataset.input_size[0]} channels, not {chans}; "
                 "set model_kwargs['in_chans']"
             )
     if spec.task == "classify" and dataset.target == "label" and model.num_classes != dataset.num_classes:
         raise ContractError(
-            f"{recipe.name}: {dataset.name} has {dataset.num_classes} classes, the model {model.num_classes}; "
+            f"{recipe.name}: {dataset.name} has {dataset.num_classes} classes, not {model.num_classes}; "
             "set model_kwargs['num_classes']"
         )
 
