@@ -24,6 +24,7 @@ def add_card(
     data_root: str | Path | None = None,
     attacks: Sequence[str] = (),
     explain: Mapping[str, str] | None = None,
+    pin: bool = True,
 ) -> Path:
     """Round trained weights to float16, measure the rounded model, and write its card folder and its pin.
 
@@ -34,6 +35,7 @@ def add_card(
         data_root: where data sets lie; None for `ZOO_DATA`.
         attacks: attacks beyond the suite `quick`.
         explain: a sentence for each flag that the result raises.
+        pin: write the sha256 into the plugin's weights.json, which makes these the published weights.
 
     Returns:
         The card folder, which is the Hub repository.
@@ -48,8 +50,9 @@ def add_card(
     scratch = Path(weights) if Path(weights).is_dir() else Path(weights).parent
     result = evaluate(model, attacks=attacks, data_root=data_root, out=scratch, show_progress=True)
     folder = cards.stage(full, model, [result], root, examples=scratch / "examples.safetensors", explain=explain)
-    hub.write_pin(full, Weights(sha256=sha256_of(folder / WEIGHTS_FILE)))
-    registry.cache_clear()
+    if pin:
+        hub.write_pin(full, Weights(sha256=sha256_of(folder / WEIGHTS_FILE)))
+        registry.cache_clear()
     return folder
 
 
