@@ -68,7 +68,7 @@ def accuracy(model, x, y):
     return float((model(x).argmax(1) == y).float().mean())
 
 
-# --- the user's own way to the toolkits ---------------------------------------------------------------------
+# --- the user's own way to the toolkits
 
 
 def test_art_sees_the_same_logits(model, batch):
@@ -127,7 +127,8 @@ def test_torchattacks_object(model, batch):
     model.train()
     attack(x, y)
     assert model.training
-    assert to_torchattacks(model, "APGDT").n_classes == 5
+    assert to_torchattacks(model, "APGDT").n_target_classes == 4
+    assert to_torchattacks(model, "FAB").n_target_classes == 4
     assert to_torchattacks(nn.Flatten()).device == torch.device("cpu")  # a module without parameters
 
 
@@ -142,7 +143,7 @@ def test_a_model_must_return_one_tensor(batch):
             run(text, Pair(), x, y, LINF)
 
 
-# --- attacks by name --------------------------------------------------------------------------------------------
+# --- attacks by name
 
 LABELS = [
     ("torchattacks:PGD(steps=5)", LINF),
@@ -265,10 +266,15 @@ def test_class_count_comes_from_the_answer_where_it_is_not_declared(batch):
 def test_restored_after_an_error(model):
     model.train()
     state = torch.get_rng_state()
-    with pytest.raises(KeyError), preserved(model, 3):
-        assert not model.training
-        assert torch.is_grad_enabled()
-        raise KeyError
+
+    def fail():
+        with torch.no_grad(), preserved(model, 3):
+            assert not model.training
+            assert torch.is_grad_enabled()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert model.training
     assert model.drop.training
     assert torch.equal(torch.get_rng_state(), state)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from zoo_base import datasets
 
 from zoo.data import arrays_sha256, as_labels, as_pixels, augment, load_data
 from zoo.errors import ContractError, MissingExtra, UnknownName, ZooError
 from zoo.spec import Dataset
-from zoo_base import datasets
 
 DIGITS_SHA256 = {
     "train": "a81e5ae1e6ae1fe8a4a9d26566d5235d4e1f4139847415f7b50c2af2eb5afe73",
@@ -86,7 +86,7 @@ def test_missing_scikit_learn(monkeypatch):
         load_data("digits", "test")
 
 
-# --- what a data set promises ---------------------------------------------------------------------------
+# --- what a data set promises
 
 ARRAYS: dict[str, object] = {}
 
@@ -144,7 +144,7 @@ def test_sha256_sees_every_part():
     assert len(digests) == 5
 
 
-# --- parquet files and class folders ----------------------------------------------------------------------
+# --- parquet files and class folders
 
 
 def encode(array, codec):
@@ -311,7 +311,7 @@ def test_mnist_as_published():
     assert np.bincount(data.labels)[:3].tolist() == [980, 1135, 1032]
 
 
-# --- a user's own arrays ------------------------------------------------------------------------------------
+# --- a user's own arrays
 
 
 def test_as_pixels_accepts():
@@ -362,7 +362,7 @@ def test_as_labels():
             as_labels(y, 2, 3)
 
 
-# --- augmentations --------------------------------------------------------------------------------------------
+# --- augmentations
 
 
 def images(n=64, c=2, h=6, w=5):
