@@ -25,7 +25,8 @@ def imported(code: str, *arguments: str) -> set[str]:
     """The heavy packages in sys.modules after `code` has run in a fresh interpreter."""
     report = (
         "import sys, atexit\n"
-        f"atexit.register(lambda: print('HEAVY', *[m for m in {HEAVY} if m in sys.modules], file=sys.stderr))\n"
+        f"heavy = lambda: [m for m in {HEAVY} if m in sys.modules]\n"
+        "atexit.register(lambda: print('HEAVY', *heavy(), file=sys.stderr))\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", report + code, *arguments],

@@ -19,11 +19,11 @@ from pathlib import Path
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     name, info = "zoo_example-0.1.0-py3-none-any.whl", "zoo_example-0.1.0.dist-info"
-    files = {p.as_posix(): p.read_bytes() for p in sorted(Path("zoo_example").rglob("*")) if p.suffix != ".pyc" and p.is_file()}
+    files = {p.as_posix(): p.read_bytes() for p in sorted(Path("zoo_example").glob("*.py"))}
     text = Path("pyproject.toml").read_text()
     assert 'example = "zoo_example"' in text
     files[info + "/METADATA"] = b"Metadata-Version: 2.1\\nName: zoo-example\\nVersion: 0.1.0\\n"
-    files[info + "/WHEEL"] = b"Wheel-Version: 1.0\\nGenerator: test\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+    files[info + "/WHEEL"] = b"Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
     files[info + "/entry_points.txt"] = b"[zoo]\\nexample = zoo_example\\n"
     files[info + "/RECORD"] = "".join(f"{n},,\\n" for n in files).encode()
     with zipfile.ZipFile(Path(wheel_directory) / name, "w") as wheel:
