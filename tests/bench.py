@@ -32,7 +32,13 @@ def alternate(tasks: dict[str, Callable[[], object]], repeats: int) -> dict[str,
 
 def row(name: str, reference: str, ratio: float, unit: str, **settings: Any) -> Row:
     print(f"{name:44} {ratio:7.2f} {unit:14} {reference}", flush=True)
-    return {"name": name, "reference": reference, "ratio": round(ratio, 3), "unit": unit, "settings": settings}
+    return {
+        "name": name,
+        "reference": reference,
+        "ratio": round(ratio, 3),
+        "unit": unit,
+        "settings": settings,
+    }
 
 
 def startup() -> list[Row]:

@@ -19,7 +19,9 @@ from zoo.weights import save_state
 TAGGED = "resnet10-cifar.at_digits"
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str
+) -> tuple[int, str, str]:
     """Run `zoo ARGS` in this process; (exit code, stdout, stderr)."""
     monkeypatch.setattr(sys, "argv", ["zoo", *args])
     code = 0
@@ -68,11 +70,25 @@ def test_train_then_evaluate(
     assert where in out
     out_dir = tmp_path / "eval"
     code, out, err = run(
-        monkeypatch, capsys, "evaluate", TAGGED, "--weights", where, "-n", "20", "--out", str(out_dir), "--plot"
+        monkeypatch,
+        capsys,
+        "evaluate",
+        TAGGED,
+        "--weights",
+        where,
+        "-n",
+        "20",
+        "--out",
+        str(out_dir),
+        "--plot",
     )
     assert code == 0, err
     assert "worst case" in out
-    assert sorted(p.name for p in out_dir.iterdir()) == ["accuracy.png", "examples.safetensors", "result.json"]
+    assert sorted(p.name for p in out_dir.iterdir()) == [
+        "accuracy.png",
+        "examples.safetensors",
+        "result.json",
+    ]
     assert (out_dir / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((out_dir / "result.json").read_text())["n"] == 20
 
@@ -147,7 +163,10 @@ def test_user_errors_are_short_and_exit_2(
 
 def test_debug_shows_the_traceback() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "zoo", "--debug", "info", "nothing"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "zoo", "--debug", "info", "nothing"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode != 0
     assert "Traceback" in done.stderr

@@ -215,7 +215,9 @@ def test_unknown_suites_attacks_and_parameters(suite: str, message: str) -> None
         evaluate(Brightness(), pair(), threat="linf:0.1", suite=suite)
 
 
-@pytest.mark.parametrize("threat", ["linf:0", "linf:-0.1", "linf:8", "l2:0", "linf", "l3:1", "linf:nan", "linf:1/0"])
+@pytest.mark.parametrize(
+    "threat", ["linf:0", "linf:-0.1", "linf:8", "l2:0", "linf", "l3:1", "linf:nan", "linf:1/0"]
+)
 def test_bad_threats(threat: str) -> None:
     with pytest.raises(ZooError):
         evaluate(Brightness(), pair(), threat=threat, suite="fgsm")

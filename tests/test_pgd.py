@@ -231,7 +231,7 @@ def test_frozen_restores_after_an_error() -> None:
 def test_threats_without_gradient_steps_are_refused(kind: str) -> None:
     model, (x, _) = small_net(), images(2)
     y = model(x).argmax(1)
-    with pytest.raises(ZooError, match="no gradient steps|no budget"):
+    with pytest.raises(ZooError, match=r"no gradient steps|no budget"):
         pgd(model, x, y, Threat.parse(kind))
 
 

@@ -36,7 +36,9 @@ def test_natural_training_learns_the_digits(tmp_path: Path) -> None:
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-def test_adversarial_training_attacks_inside_the_threat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_adversarial_training_attacks_inside_the_threat(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """What the update sees is adversarial: inside the ball, not clean, found in eval mode."""
     import zoo_base.recipe as recipe
 
@@ -120,7 +122,9 @@ def test_only_the_chosen_parameters_are_trained(tmp_path: Path, monkeypatch: pyt
     after = load_file(run / "model.safetensors")
     torch.manual_seed(recipe.seed)
     before = zoo.load(recipe.name, pretrained=False).state_dict()
-    trained = {k for k in after if "running" not in k and "tracked" not in k and not torch.equal(after[k], before[k])}
+    trained = {
+        k for k in after if "running" not in k and "tracked" not in k and not torch.equal(after[k], before[k])
+    }
     assert trained == {"fc.weight", "fc.bias"}
 
 

@@ -32,12 +32,12 @@ _PUBLIC = {
     "Result": "zoo.result",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
-    from zoo.errors import ZooError as ZooError
     from zoo.catalogue import info as info
     from zoo.catalogue import list_models as list_models
+    from zoo.errors import ZooError as ZooError
     from zoo.evaluation import attack as attack
     from zoo.evaluation import evaluate as evaluate
     from zoo.hookspecs import hookimpl as hookimpl

@@ -51,7 +51,9 @@ def bind(text: str) -> BoundAttack:
 
     def run(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Tensor:
         if threat.kind not in spec.kinds:
-            raise ZooError(f"attack {spec.name} does not work under {threat}; it takes: {', '.join(spec.kinds)}")
+            raise ZooError(
+                f"attack {spec.name} does not work under {threat}; it takes: {', '.join(spec.kinds)}"
+            )
         x_adv: Tensor = function(model, x, y, threat, seed=seed, **params)
         return x_adv
 

@@ -28,7 +28,9 @@ def budget(threat: Threat, x: Tensor) -> float:
         return threat.eps * math.sqrt(values)
     if threat.kind == "mean-budget":
         return threat.eps * values
-    raise ZooError(f"{threat} has no budget of pixels; this attack takes linf:, l2:, l1:, l0:, zeromean: or mean:")
+    raise ZooError(
+        f"{threat} has no budget of pixels; this attack takes linf:, l2:, l1:, l0:, zeromean: or mean:"
+    )
 
 
 def distance(threat: Threat, x: Tensor, x_adv: Tensor) -> Tensor:
@@ -144,7 +146,9 @@ def random_start(threat: Threat, x: Tensor, seed: int) -> Tensor:
 
 def _noise(image: Tensor, seed: int, norm: str) -> Tensor:
     """Noise of norm at most 1, drawn from a generator that is keyed by the image's bytes and the seed."""
-    key = hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=7, salt=seed.to_bytes(8, "little"))
+    key = hashlib.blake2b(
+        image.contiguous().numpy().tobytes(), digest_size=7, salt=seed.to_bytes(8, "little")
+    )
     generator = torch.Generator().manual_seed(int.from_bytes(key.digest(), "little"))
     if norm == "linf":
         return torch.rand(image.shape, generator=generator) * 2 - 1

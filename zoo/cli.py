@@ -18,11 +18,13 @@ class ZooGroup(click.Group):
     """The built-in commands, and those of the plugins; a plugin's code is imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, sorted."""
         from zoo.registry import registry
 
         return sorted({*super().list_commands(ctx), *registry().names("commands")})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A built-in command before one of a plugin."""
         built_in = super().get_command(ctx, cmd_name)
         if built_in is not None:
             return built_in
@@ -35,6 +37,7 @@ class ZooGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Summaries from the specs, so that `zoo --help` imports no plugin's code."""
         from zoo.registry import registry
 
         rows = [(name, command.get_short_help_str(80)) for name, command in sorted(self.commands.items())]

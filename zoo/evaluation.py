@@ -231,9 +231,13 @@ def _task(
     tags = [r.tag for r in registry().recipes(known.model)] if known else []
     recipe = registry().recipe(known) if known and known.tag in tags else None
     if data is None and recipe is None:
-        raise ZooError(f"{subject.name} has no recipe to take its data from; pass data, such as 'digits' or (x, y)")
+        raise ZooError(
+            f"{subject.name} has no recipe to take its data from; pass data, such as 'digits' or (x, y)"
+        )
     if threat is None and recipe is None:
-        raise ZooError(f"{subject.name} has no recipe to take its threat model from; pass threat='linf:8/255'")
+        raise ZooError(
+            f"{subject.name} has no recipe to take its threat model from; pass threat='linf:8/255'"
+        )
     if data is None and recipe is not None:
         data = recipe.dataset
     if threat is None and recipe is not None:
@@ -251,7 +255,9 @@ def _examples(subject: Subject, data: Any, n: int | None, root: str | Path | Non
         data = data if n is None else data.subset(n)
         if data.labels is None:
             raise ZooError(f"{data.name} has no labels; accuracy needs some")
-        return Examples(data.pixels().to(subject.device), data.labels.to(subject.device), data.name, data.sha256)
+        return Examples(
+            data.pixels().to(subject.device), data.labels.to(subject.device), data.name, data.sha256
+        )
     try:
         x, y = data
     except (TypeError, ValueError):
@@ -277,7 +283,9 @@ def _check_output(subject: Subject, x: Tensor) -> int:
             f"{subject.name} returns a {type(logits).__name__}; its forward must return one tensor of logits [N,K]"
         )
     if logits.ndim != 2 or len(logits) != len(x):
-        raise ContractError(f"{subject.name} returns {tuple(logits.shape)} for {len(x)} images; logits are [N,K]")
+        raise ContractError(
+            f"{subject.name} returns {tuple(logits.shape)} for {len(x)} images; logits are [N,K]"
+        )
     return int(logits.shape[1])
 
 

@@ -67,7 +67,9 @@ def parse_name(text: str, tag: Literal["optional", "required", "forbidden"] = "o
     name = Name(model.replace("_", "-"), label.replace("-", "_"))
     good = len(text) <= 128 and _NAME.fullmatch(name.model) and (not dot or _TAG.fullmatch(name.tag))
     if not good:
-        raise ZooError(f"{text[:100]!r} is not a name; write 'model' or 'model.tag', letters, digits, - and _")
+        raise ZooError(
+            f"{text[:100]!r} is not a name; write 'model' or 'model.tag', letters, digits, - and _"
+        )
     if tag == "required" and not dot:
         raise ZooError(f"{text!r} needs a tag: 'model.tag'")
     if tag == "forbidden" and dot:
@@ -123,7 +125,9 @@ def _arguments(text: str, whole: str) -> dict[str, Value]:
     while text[position:].strip():
         match = _ARGUMENT.match(text, position + len(text[position:]) - len(text[position:].lstrip()))
         if match is None:
-            raise ZooError(f"cannot read {text[position : position + 40]!r} in {whole[:100]!r}; write key=value, ...")
+            raise ZooError(
+                f"cannot read {text[position : position + 40]!r} in {whole[:100]!r}; write key=value, ..."
+            )
         if match["key"] in params:
             raise ZooError(f"{match['key']!r} is given twice in {whole[:100]!r}")
         params[match["key"]] = _value(match["value"], whole)
@@ -145,7 +149,9 @@ def _value(text: str, whole: str) -> Value:
         return parse_number(text)
     if _BARE.fullmatch(text):
         return text
-    raise ZooError(f"cannot read the value {text[:40]!r} in {whole[:100]!r}; write a number, a word or 'text'")
+    raise ZooError(
+        f"cannot read the value {text[:40]!r} in {whole[:100]!r}; write a number, a word or 'text'"
+    )
 
 
 def _show(value: Value) -> str:

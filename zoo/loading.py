@@ -9,7 +9,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
 from torch import nn
 
 from zoo import hub
@@ -145,19 +145,19 @@ def timm_cfgs(
     timm's `register_model` reads them from the module, so they must stand before its entrypoints.
     """
     recipes = list(recipes)
-    cfgs: dict[str, dict[str, Any]] = {}
+    cfgs: dict[str, dict[str, Any] | PretrainedCfg] = {}
     for spec in models:
-        common = dict(
-            mean=(0.0, 0.0, 0.0)[: spec.input_size[0]],
-            std=(1.0, 1.0, 1.0)[: spec.input_size[0]],
-            crop_pct=1.0,
-            interpolation="bilinear",
-            first_conv=first_conv,
-            classifier=classifier,
-            license=spec.license,
-            origin_url=spec.paper or None,
-            notes=("pixels in [0,1]; any normalisation is inside the model",),
-        )
+        common: dict[str, Any] = {
+            "mean": (0.0,) * spec.input_size[0],
+            "std": (1.0,) * spec.input_size[0],
+            "crop_pct": 1.0,
+            "interpolation": "bilinear",
+            "first_conv": first_conv,
+            "classifier": classifier,
+            "license": spec.license,
+            "origin_url": spec.paper or None,
+            "notes": ("pixels in [0,1]; any normalisation is inside the model",),
+        }
         own = [recipe for recipe in recipes if recipe.model == spec.name]
         if not own:
             cfgs[spec.timm_name] = {**common, "input_size": spec.input_size, "num_classes": spec.num_classes}

@@ -60,7 +60,7 @@ def attack_copy(model: nn.Module, precision: Precision) -> Iterator[nn.Module]:
     except Exception:  # a module may hold what cannot be copied (a lock, a file, a graph); it still works
         yield model
         return
-    fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast = fast.to(memory_format=torch.channels_last)
     if precision == "bfloat16":
         for module in fast.modules():
             if type(module) in (nn.Conv2d, nn.Linear):

@@ -24,7 +24,7 @@ import pluggy
 from zoo import hookspecs
 from zoo.errors import AmbiguousName, PluginError, UnknownName, unknown
 from zoo.grammar import Name, parse_name
-from zoo.spec import Attack, Dataset, ModelSpec, Protocol, Recipe, Weights, spec_kinds, validate
+from zoo.spec import Attack, Dataset, ModelSpec, Protocol, Recipe, Spec, Weights, spec_kinds, validate
 
 T = TypeVar("T")
 
@@ -64,7 +64,9 @@ def find_entry_points() -> Iterator[tuple[str, str, str, str]]:
             if distribution.lower() in seen:
                 continue
             seen.add(distribution.lower())
-            yield from _read_entry_points(os.path.join(folder, entry), distribution.replace("_", "-"), version)
+            yield from _read_entry_points(
+                os.path.join(folder, entry), distribution.replace("_", "-"), version
+            )
 
 
 def _read_entry_points(info: str, distribution: str, version: str) -> Iterator[tuple[str, str, str, str]]:
@@ -97,11 +99,11 @@ def load_plugin(plugin: Plugin) -> None:
     manager.register(module, plugin.name)
     _check_hook_names(module, manager)
     for kind, cls in spec_kinds():
-        specs: list[Any] = []
+        specs: list[Spec] = []
         for returned in getattr(manager.hook, f"register_{kind}")():
             specs.extend(returned)
         for spec in specs:
-            if not isinstance(spec, cls):
+            if type(spec) is not cls:
                 raise PluginError(f"register_{kind} returned {type(spec).__name__}, not {cls.__name__}")
             validate(spec)
         plugin.specs[kind] = specs

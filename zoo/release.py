@@ -49,7 +49,9 @@ def add_card(
     root = Path(to) if to is not None else cards_dir()
     scratch = Path(weights) if Path(weights).is_dir() else Path(weights).parent
     result = evaluate(model, attacks=attacks, data_root=data_root, out=scratch, show_progress=True)
-    folder = cards.stage(full, model, [result], root, examples=scratch / "examples.safetensors", explain=explain)
+    folder = cards.stage(
+        full, model, [result], root, examples=scratch / "examples.safetensors", explain=explain
+    )
     if pin:
         hub.write_pin(full, Weights(sha256=sha256_of(folder / WEIGHTS_FILE)))
         registry.cache_clear()

@@ -45,7 +45,12 @@ def make_schedule(text: str, epochs: int) -> Callable[[float], float]:
         ZooError: unknown schedule or argument.
     """
     call = parse_call(text)
-    makers = {"constant": _constant, "multistep": _multistep, "cosine": _cosine, "onecycle": _onecycle}
+    makers: dict[str, Callable[..., Callable[[float], float]]] = {
+        "constant": _constant,
+        "multistep": _multistep,
+        "cosine": _cosine,
+        "onecycle": _onecycle,
+    }
     if call.name not in makers:
         raise unknown("schedule", call.name, makers)
     params: dict[str, Any] = dict(call.params)

@@ -57,7 +57,12 @@ class Threat:
         first, comma, second = tail.partition(",")
         if head == "spatial" and comma:
             return _spatial(first, second, text)
-        if head == "corruption" and comma and re.fullmatch(r"[a-z][a-z0-9_]*", first) and second in set("12345"):
+        if (
+            head == "corruption"
+            and comma
+            and re.fullmatch(r"[a-z][a-z0-9_]*", first)
+            and second in set("12345")
+        ):
             return Threat(kind="corruption", corruption=first, severity=int(second))
         raise ZooError(f"{text!r} is no threat model; {_HELP}")
 
@@ -77,7 +82,9 @@ def _eps(text: str, whole: str, limit: float | None = None) -> float:
     if eps <= 0:
         raise ZooError(f"{whole!r}: eps must be above 0; {_HELP}")
     if limit is not None and eps > limit:
-        raise ZooError(f"{whole!r}: eps is above {limit:g}, but pixels lie in [0,1]; did you mean {text}/255?")
+        raise ZooError(
+            f"{whole!r}: eps is above {limit:g}, but pixels lie in [0,1]; did you mean {text}/255?"
+        )
     return eps
 
 

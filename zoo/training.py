@@ -172,7 +172,7 @@ class _Run:
         self.model = create(parse_name(recipe.name), {}).to(device)
         if recipe.init_from:
             self.model.load_state_dict(load(recipe.init_from).state_dict(), strict=True)
-        self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = self.model.to(memory_format=torch.channels_last)
         self.precision = choose(self.model, device)
         self.images = data.images.to(device)
         self.labels = (data.labels if data.labels is not None else torch.zeros(len(data))).to(device)
@@ -181,7 +181,9 @@ class _Run:
         for number, stage in enumerate(self.recipe.stages):
             if stage.prepare:
                 resolve(stage.prepare)(self.model, self.data, seed=self.recipe.seed)
-            with progress.show(f"{self.recipe.name} stage {number + 1}/{len(self.recipe.stages)}", self.shown):
+            with progress.show(
+                f"{self.recipe.name} stage {number + 1}/{len(self.recipe.stages)}", self.shown
+            ):
                 self._stage(number, stage)
         self.model.eval()
 
@@ -211,7 +213,9 @@ class _Run:
                 step.number += 1
                 for key, value in terms.items():
                     sums[key] = sums.get(key, 0.0) + value / per_epoch
-                progress.report(epoch * per_epoch + batch + 1, epochs * per_epoch, f"loss {terms['loss']:.3f}")
+                progress.report(
+                    epoch * per_epoch + batch + 1, epochs * per_epoch, f"loss {terms['loss']:.3f}"
+                )
             if stage.on_epoch:
                 resolve(stage.on_epoch)(self.model, epoch)
             means = {key: round(value, 6) for key, value in sums.items()}

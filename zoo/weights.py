@@ -55,8 +55,8 @@ def check_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None
         want = wanted[key]
         if value.shape != want.shape:
             raise IntegrityError(
-                f"{source} does not fit: {key} is {tuple(value.shape)} in the file and {tuple(want.shape)} in the "
-                "model; leave out num_classes=, in_chans=, width= to get the model of the file"
+                f"{source} does not fit: {key} is {tuple(value.shape)} in the file and {tuple(want.shape)} in "
+                "the model; leave out num_classes=, in_chans=, width= to get the model of the file"
             )
         if value.is_floating_point() != want.is_floating_point():
             raise IntegrityError(f"{source}: {key} is {value.dtype} in the file, {want.dtype} in the model")
