@@ -58,7 +58,7 @@ def git_sha1(data: bytes) -> str:
 
 
 def is_lfs(path: str) -> bool:
-    return path.endswith(".safetensors") or path.endswith(".bin")
+    return path.endswith((".safetensors", ".bin"))
 
 
 class LocalHub:

@@ -345,10 +345,12 @@ def test_any_text_is_a_repository_or_a_zoo_error(repo, revision):
     try:
         transport.check_names(repo, revision or "a" * 40, WEIGHTS)
     except ZooError as error:
-        assert "\n" not in str(error)
+        refusal = str(error)
     else:
+        refusal = ""
         assert repo.isascii()
         assert repo.count("/") == 1
+    assert "\n" not in refusal
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -693,14 +695,15 @@ json_values = st.recursive(
     value=json_values,
 )
 def test_a_config_of_any_json_is_read_or_a_zoo_error(folder, key, value):
-    whole = (folder / "config.json").read_text()
+    whole, refusal = (folder / "config.json").read_text(), ""
     try:
         changed(folder, put(key, value))
         read_config(folder)
     except IntegrityError as error:
-        assert "\n" not in str(error)
+        refusal = str(error)
     finally:
         (folder / "config.json").write_text(whole)
+    assert "\n" not in refusal
 
 
 # hf-hub: and publishing
