@@ -97,7 +97,7 @@ def parse_number(text: str) -> float:
 
 def show_number(value: float) -> str:
     """The shortest text that `parse_number` turns into exactly `value`: `8/255` where that is it."""
-    levels = round(value * 255)
+    levels = round(value * 255) if abs(value) <= 1 else 0
     if 0 < levels <= 255 and levels / 255 == value and levels not in (51, 102, 153, 204, 255):
         return f"{levels}/255"
     return repr(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
