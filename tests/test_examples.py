@@ -78,6 +78,7 @@ def test_the_readmes_plugin_is_the_examples() -> None:
     text = (ROOT / "README.md").read_text()
     block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "MODELS = " in b)
     assert len(block.splitlines()) <= 25
-    names = set(re.findall(r'"(example-net|at_digits|zoo_example\.net:example_net)"', block))
+    names = set(re.findall(r'"(example-blur-cnn|at_digits|zoo_example\.blur_cnn:example_blur_cnn)"', block))
     source = (EXAMPLES / "third_party_plugin" / "zoo_example" / "__init__.py").read_text()
+    assert len(names) == 3
     assert all(name in source for name in names)

@@ -104,8 +104,8 @@ def pgd(
     )
     with frozen(model):
         chosen = precision or choose(model, x.device)
-        with attack_copy(model, chosen) as fast:
-            return _Run(model, fast, chosen, x, y, threat, options).run(batch_size)
+        fast = attack_copy(model, chosen, x[:2])
+        return _Run(model, fast, chosen, x, y, threat, options).run(batch_size)
 
 
 def perturb(
