@@ -102,6 +102,13 @@ def test_closed_form_mask_is_that_of_autograd(probe_kind, kind, k, dtype, labell
     assert ours[-1] is None  # the output bias has no part in a mask
 
 
+def test_mlp_probe_has_a_softplus_of_beta_five():
+    torch.manual_seed(0)
+    probe, x = MlpProbe(6, 10, 4).double(), torch.randn(8, 6, dtype=torch.float64)
+    hidden = torch.log(1 + torch.exp(5 * probe.hidden(x))) / 5
+    assert torch.allclose(probe(x), probe.fc(hidden), atol=1e-12)
+
+
 def test_the_label_replaces_the_best_class_whatever_its_rank():
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 3)
     counts = class_counts(logits, 2, torch.tensor([0, 1, 3]))
