@@ -132,7 +132,53 @@ class Half(CifarResNet):
         return super().forward_head(x, pre_logits).float()
 
 
+class Heads(CifarResNet):
+    def forward_heads(self, x, y=None):
+        return 2 * self.forward(x), []
+
+
+class Shortcut(CifarResNet):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Narrow(CifarResNet):
+    def __init__(self, width=8, in_chans=3, num_classes=10):
+        super().__init__((1, 1, 1, 1), width, in_chans, num_classes)
+        self.num_features = 3
+
+
+class Layer(CifarResNet):
+    def get_classifier(self):
+        return self.conv1
+
+
+class Info(CifarResNet):
+    def __init__(self, width=8, in_chans=3, num_classes=10):
+        super().__init__((1, 1, 1, 1), width, in_chans, num_classes)
+        self.feature_info[1]["num_chs"] = 5
+
+
+class Bare(nn.Module):
+    """A module that timm can build, without the interface."""
+
+    def __init__(self, width=8, in_chans=3, num_classes=10):
+        super().__init__()
+        self.num_classes = num_classes
+        self.conv1 = nn.Conv2d(in_chans, width, 4, 4)
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.conv1(x).mean((2, 3)))
+
+
 PLANTED = {
+    Heads: r"forward_heads\(x\)\[0\] is not forward",
+    Shortcut: r"forward_head\(forward_features\(x\)\) is not forward",
+    Narrow: "num_features says 3",
+    Layer: "get_classifier",
+    Info: "feature_info says 5 channels",
+    Bare: "lacks forward_features",
     NoGradient: "no gradient reaches the input",
     Unused: "spare.weight .* gets no gradient",
     Peeks: "batch mates",
@@ -225,6 +271,17 @@ def test_the_same_model_unbroken_is_accepted(monkeypatch):
 def test_a_wrong_declaration_is_refused(monkeypatch, spec, cfg, message):
     plant(monkeypatch, CifarResNet, {"tiny": {"width": 8}, **spec}, cfg)
     with pytest.raises(Exception, match=message):
+        testing.check_model("planted-model")
+
+
+def test_a_name_that_timm_gives_to_another_is_refused(monkeypatch):
+    module = plant(monkeypatch, CifarResNet, {"tiny": {"width": 8}})
+    registered = module.planted_model
+    module.planted_model = lambda pretrained=False, **kwargs: registered(pretrained, **kwargs)
+    with pytest.raises(ContractError, match="timm has another planted_model"):
+        testing.check_model("planted-model")
+    del timm.models._registry._model_entrypoints["planted_model"]
+    with pytest.raises(ContractError, match="timm does not know it"):
         testing.check_model("planted-model")
 
 
