@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import evaluation
-from zoo.attacks import BoundAttack, bind, expand
+from zoo.attacks import BoundAttack, Suite, bind, expand
 from zoo.errors import ContractError, UnknownName, ZooError
-from zoo.evaluation import enforce, evaluate
+from zoo.evaluation import evaluate
 from zoo.grammar import Call
+from zoo.judging import enforce
 from zoo.result import Result, wilson
 from zoo.threat import Threat
 
@@ -74,7 +75,7 @@ def test_worst_case_is_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
         return BoundAttack(Call("flip", {"from": rows.start}), run)
 
     both = [breaker(slice(0, 2)), breaker(slice(4, 6))]
-    monkeypatch.setattr(evaluation, "expand", lambda suite, own: ("custom", both))
+    monkeypatch.setattr(evaluation, "expand", lambda *_: Suite("custom", tuple(both)))
     result = evaluate(Brightness(), pair(), threat="linf:1", suite="x")
     assert sorted(result.per_attack.values()) == [pytest.approx(4 / 6)] * 2
     assert result.robust == pytest.approx(2 / 6)
@@ -103,7 +104,7 @@ def test_an_attack_that_leaves_the_ball_is_flagged_and_gains_nothing(monkeypatch
         return 1 - x
 
     cheat = BoundAttack(Call("cheat"), run)
-    monkeypatch.setattr(evaluation, "expand", lambda suite, own: ("custom", [cheat]))
+    monkeypatch.setattr(evaluation, "expand", lambda *_: Suite("custom", (cheat,)))
     result = evaluate(Brightness(), pair(), threat="linf:0.1", suite="x")
     assert result.robust == pytest.approx(4 / 6)
     assert result.flags == ("outside-threat:cheat",)
@@ -115,7 +116,7 @@ def test_an_attack_that_changes_the_model_voids_the_numbers(monkeypatch: pytest.
             model.scale.fill_(-1.0)
         return x
 
-    monkeypatch.setattr(evaluation, "expand", lambda s, own: ("custom", [BoundAttack(Call("evil"), run)]))
+    monkeypatch.setattr(evaluation, "expand", lambda *_: Suite("custom", (BoundAttack(Call("evil"), run),)))
     with pytest.raises(ContractError, match="changed the weights"):
         evaluate(Brightness(), pair(), threat="linf:0.1", suite="x")
 
@@ -153,9 +154,9 @@ def test_robust_is_none_without_the_models_own_attack(monkeypatch: pytest.Monkey
     assert without.robust is None
     assert without.interval is None
     assert "no worst case" in without.table()
-    names = [str(item) for item in expand("quick", "cifs-joint")[1]]
+    names = [str(item) for item in expand("quick", "cifs-joint").attacks]
     assert names == ["fgsm", "pgd(steps=20)", "cifs-joint"]
-    assert [str(item) for item in expand("quick", "")[1]] == ["fgsm", "pgd(steps=20)"]
+    assert [str(item) for item in expand("quick", "").attacks] == ["fgsm", "pgd(steps=20)"]
 
 
 def test_numpy_and_lists_are_taken() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ class BoundAttack:
     call: Call
     run: Runner
     white_box: bool = True
+    threat: Threat | None = None  # its own, where the attack brings one (a corruption)
 
     def __str__(self) -> str:
         return str(self.call)
@@ -57,7 +58,8 @@ def bind(text: str) -> BoundAttack:
         x_adv: Tensor = function(model, x, y, threat, seed=seed, **params)
         return x_adv
 
-    return BoundAttack(call, run, spec.white_box)
+    own = resolve(spec.threat)(**params) if spec.threat else None
+    return BoundAttack(call, run, spec.white_box, own)
 
 
 def check_params(spec: Attack, params: Mapping[str, Any]) -> None:
@@ -83,29 +85,46 @@ def _bind_toolkit(call: Call) -> BoundAttack:
     return BoundAttack(call, run)
 
 
-def expand(suite: str, own: str) -> tuple[str, list[BoundAttack]]:
-    """The protocol's name and the attacks of a suite; "own" becomes the model's own attack, if it has one.
+@dataclass(frozen=True)
+class Suite:
+    """The attacks of one evaluation, under the name of their protocol."""
+
+    name: str
+    attacks: tuple[BoundAttack, ...]
+    cascade: bool = False
+
+
+def expand(suite: str, own: str, further: Sequence[str] = ()) -> Suite:
+    """The attacks of a suite; "own" becomes the model's own attack, if it has one.
 
     Args:
         suite: the name of a registered protocol, or attacks separated by semicolons.
         own: the call of the model's own adaptive attack, or "".
+        further: attacks beyond the suite; they become part of the protocol's name.
 
     Raises:
         UnknownName: the suite is neither.
     """
     try:
         protocol = registry().protocol(suite)
-        name, calls = f"{protocol.name}@{protocol.version}", list(protocol.attacks)
+        name, calls, cascade = f"{protocol.name}@{protocol.version}", protocol.attacks, protocol.cascade
     except UnknownName:
-        calls = [part.strip() for part in suite.split(";") if part.strip()]
-        known = registry().names("attacks")
-        first = parse_call(calls[0]) if calls else None
-        plain = first is not None and not first.backend and first.name not in (*known, "own")
-        if first is None or (plain and not first.params):
-            raise unknown("suite or attack", suite, [*registry().names("protocols"), *known]) from None
-        name = "custom"
-    calls = [own if call == "own" else call for call in calls if call != "own" or own]
-    return name, [bind(call) for call in calls]
+        name, calls, cascade = "custom", _listed(suite), False
+    chosen = [own if call == "own" else call for call in calls if call != "own" or own]
+    name += "+" * bool(further)
+    return Suite(name, tuple(bind(call) for call in (*chosen, *further)), cascade)
+
+
+def _listed(suite: str) -> tuple[str, ...]:
+    """Attacks separated by semicolons; a lone unknown word is more likely a misspelt suite."""
+    calls = tuple(part.strip() for part in suite.split(";") if part.strip())
+    known = [*registry().names("protocols"), *registry().names("attacks")]
+    lone = parse_call(calls[0]) if len(calls) == 1 else None
+    if not calls or (
+        lone and not lone.backend and not lone.params and lone.name.lower() not in (*known, "own")
+    ):
+        raise unknown("suite or attack", suite, known)
+    return calls
 
 
 def check_signature(spec: Attack) -> None:

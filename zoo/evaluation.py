@@ -6,11 +6,10 @@ for NaN and judged on the true float32 model; what was wrong with it becomes a f
 
 from __future__ import annotations
 
-import itertools
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,78 +17,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo import ball, progress
-from zoo.attacks import BoundAttack, bind, expand
-from zoo.catalogue import full_name
-from zoo.data import Data, arrays_sha256, as_labels, as_pixels, load_data
-from zoo.errors import ContractError, ZooError
-from zoo.loading import load, name_of
+from zoo import progress
+from zoo.attacks import BoundAttack, Suite, bind, expand
+from zoo.data import Data, as_pixels
+from zoo.errors import ContractError
+from zoo.journal import Journal
+from zoo.judging import Judge, Verdicts, enforce, vote
+from zoo.nn import ExpectationOverTransformation
 from zoo.pgd import frozen
 from zoo.precision import choose
-from zoo.registry import registry
 from zoo.result import Result, wilson
-from zoo.spec import ModelSpec
+from zoo.task import Examples, Subject, device_of, find_examples, find_subject, find_threat
 from zoo.threat import Threat
 from zoo.weights import save_state, state_sha256
 
-Pair = tuple[Any, Any]
-
-
-@dataclass
-class Subject:
-    """What is measured: a model, and what the zoo knows of it."""
-
-    model: nn.Module
-    name: str
-    spec: ModelSpec | None
-    device: torch.device
-
-
-@dataclass
-class Examples:
-    """The images of a measurement: float32 `[N,C,H,W]` in [0,1], labels int64 `[N]`."""
-
-    x: Tensor
-    y: Tensor
-    name: str
-    sha256: str
-
-
-@dataclass
-class Verdicts:
-    """Which images are right: clean, and under each attack; bool `[N]` each, on the CPU."""
-
-    labels: Tensor
-    clean: Tensor
-    attacks: dict[str, Tensor] = field(default_factory=dict)
-    flags: set[str] = field(default_factory=set)
-
-    @property
-    def worst(self) -> Tensor:
-        """Right on the clean image and under every attack."""
-        right = self.clean.clone()
-        for verdict in self.attacks.values():
-            right &= verdict
-        return right
-
-    def arrays(self) -> dict[str, Tensor]:
-        """The arrays of examples.safetensors: uint8, 1 = right."""
-        named = {"label": self.labels.to(torch.int64), "clean": self.clean.to(torch.uint8)}
-        return {**named, **{f"attack:{k}": v.to(torch.uint8) for k, v in self.attacks.items()}}
+PART = 512  # images of one entry in the journal
+DRAWS = 5  # forwards that judge an image of a stochastic model
+EOT_DRAWS = 8  # forwards behind one gradient of a stochastic model
 
 
 def evaluate(
     model_or_name: nn.Module | str,
-    data: str | Data | Pair | None = None,
+    data: str | Data | tuple[Any, Any] | None = None,
     *,
     threat: str | Threat | None = None,
     suite: str = "quick",
     attacks: Sequence[str] = (),
     n: int | None = None,
+    shard: str | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     batch_size: int = 256,
+    stochastic: bool | None = None,
     data_root: str | Path | None = None,
     show_progress: bool = False,
 ) -> Result:
@@ -103,11 +63,15 @@ def evaluate(
         suite: the name of a protocol, or attacks separated by semicolons.
         attacks: further attacks, such as "torchattacks:APGD(steps=50)".
         n: how many images, from the first; None for all.
+        shard: "i/n" measures every n-th image from the i-th on; `zoo.merging.merge` puts shards together.
         device: where to run; None leaves a module where it is and puts a named model on the first GPU, or
             the CPU.
         seed: of every random start.
-        out: a folder for result.json and examples.safetensors.
+        out: a folder for result.json and examples.safetensors. What is measured there is kept batch by
+            batch, and the same call after an interruption goes on where it was.
         batch_size: images of a forward pass that judges.
+        stochastic: judge each image by the vote of several draws and attack the mean of several; None
+            asks the model's spec.
         data_root: where data sets lie; None for `ZOO_DATA`.
         show_progress: print progress with the expected end to standard error.
 
@@ -116,35 +80,30 @@ def evaluate(
         ZooError: unknown names, no data or threat to be had, a missing extra.
     """
     started = time.monotonic()
-    subject = _subject(model_or_name, device)
-    examples, threat = _task(subject, data, threat, n, data_root)
-    own = subject.spec.attack if subject.spec else ""
-    protocol, bound = expand(suite, own)
-    bound += [bind(call) for call in attacks]
+    subject = find_subject(model_or_name, device)
+    chosen = find_threat(subject, threat)
+    examples = find_examples(subject, data, n, data_root)
+    examples = examples if shard is None else examples.shard(shard)
+    bound = expand(suite, subject.own_attack, attacks)
+    random = stochastic if stochastic is not None else bool(subject.spec and subject.spec.stochastic)
     digest = state_sha256(subject.model)
+    judge = Judge(subject.model, batch_size, DRAWS if random else 1, seed)
+    plan = _Plan(subject, examples, chosen, bound, judge, seed, digest, show_progress)
+    journal = Journal(Path(out) if out is not None else None, plan.key)
     with frozen(subject.model):
-        classes = _check_output(subject, examples.x[:2])
-        as_labels(examples.y, len(examples.y), classes)
-        verdicts = _measure(subject, examples, threat, bound, seed, batch_size, show_progress)
+        verdicts = plan.measure(journal)
     if state_sha256(subject.model) != digest:
+        journal.close()
         raise ContractError(f"an attack changed the weights of {subject.name}; the numbers are void")
-    result = _result(subject, examples, threat, verdicts, bound, protocol, own, seed, digest)
-    result = replace(result, seconds=round(time.monotonic() - started, 2))
+    result = replace(plan.result(verdicts), seconds=round(time.monotonic() - started, 2))
     if out is not None:
         save_state(verdicts.arrays(), Path(out) / "examples.safetensors")
         result.save(Path(out) / "result.json")
+        journal.close()
     return result
 
 
-def attack(
-    model: nn.Module,
-    x: Any,
-    y: Any,
-    call: str,
-    *,
-    threat: str | Threat,
-    seed: int = 0,
-) -> Tensor:
+def attack(model: nn.Module, x: Any, y: Any, call: str, *, threat: str | Threat, seed: int = 0) -> Tensor:
     """Attack images with any registered or toolkit attack.
 
     Args:
@@ -161,204 +120,151 @@ def attack(
         ZooError: see `zoo.attacks.bind` and `zoo.data.as_pixels`.
     """
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
-    device = _device_of(model)
+    device = device_of(model)
     images = as_pixels(x).to(device)
     labels = torch.as_tensor(y, dtype=torch.int64, device=device)
-    x_adv = bind(call).run(model, images, labels, threat, seed)
-    return enforce(threat, images, x_adv)[0]
+    bound = bind(call)
+    x_adv = bound.run(model, images, labels, bound.threat or threat, seed)
+    return enforce(bound.threat or threat, images, x_adv)[0]
 
 
-def enforce(threat: Threat, x: Tensor, x_adv: Tensor) -> tuple[Tensor, set[str]]:
-    """Make an attack's output obey: NaN becomes the clean image, what left the ball is projected back.
+@dataclass
+class _Plan:
+    """One measurement, ready to run."""
 
-    Returns:
-        The images, and the flags "nan" and "outside-threat" where something had to be done.
+    subject: Subject
+    examples: Examples
+    threat: Threat
+    suite: Suite
+    judge: Judge
+    seed: int
+    digest: str
+    shown: bool
 
-    Raises:
-        ContractError: not a tensor of the shape of `x`.
-    """
-    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
-        shape = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
-        raise ContractError(f"an attack must return a tensor of shape {tuple(x.shape)}, not {shape}")
-    x_adv = x_adv.detach().to(x)
-    flags = set()
-    broken = ~torch.isfinite(x_adv).flatten(1).all(1)
-    if bool(broken.any()):
-        flags.add("nan")
-        x_adv = torch.where(broken[:, None, None, None], x, x_adv)
-    if not bool(ball.inside(threat, x, x_adv).all()):
-        flags.add("outside-threat")
-        x_adv = ball.project(threat, x, x_adv) if threat.norm else x_adv
-    return x_adv.clamp(0, 1), flags
-
-
-@torch.no_grad()
-def predict(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
-    """Predicted classes `[N]`, in float32 and in batches."""
-    parts = [model(x[i : i + batch_size]).argmax(1) for i in range(0, len(x), batch_size)]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long, device=x.device)
-
-
-def _subject(model_or_name: nn.Module | str, device: str | torch.device | None) -> Subject:
-    if isinstance(model_or_name, str):
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model = load(model_or_name, device=target)
-        plain = ":" not in model_or_name
-        name = str(full_name(model_or_name)) if plain else str(name_of(model) or model_or_name)
-    elif isinstance(model_or_name, nn.Module):
-        model = model_or_name if device is None else model_or_name.to(device)
-        known = name_of(model)
-        name = str(known) if known else type(model).__name__
-    else:
-        raise ContractError(f"evaluate takes a name or a torch module, not {type(model_or_name).__name__}")
-    known = name_of(model)
-    return Subject(model, name, registry().model(known) if known else None, _device_of(model))
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    first = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return first.device if isinstance(first, Tensor) else torch.device("cpu")
-
-
-def _task(
-    subject: Subject,
-    data: str | Data | Pair | None,
-    threat: str | Threat | None,
-    n: int | None,
-    root: str | Path | None,
-) -> tuple[Examples, Threat]:
-    known = name_of(subject.model)
-    tags = [r.tag for r in registry().recipes(known.model)] if known else []
-    recipe = registry().recipe(known) if known and known.tag in tags else None
-    if data is None and recipe is None:
-        raise ZooError(
-            f"{subject.name} has no recipe to take its data from; pass data, such as 'digits' or (x, y)"
+    @property
+    def protocol(self) -> str:
+        """Everything that decides the numbers, besides weights and images."""
+        calls = "; ".join(str(item) for item in self.suite.attacks)
+        draws = f" draws={self.judge.draws} eot={EOT_DRAWS}" if self.judge.draws > 1 else ""
+        counting = "cascade" if self.suite.cascade else "all"
+        precision = choose(self.subject.model, self.subject.device)
+        return (
+            f"{self.suite.name} [{calls}] {self.threat} counting={counting} seed={self.seed}{draws} "
+            f"gradients={precision}"
         )
-    if threat is None and recipe is None:
-        raise ZooError(
-            f"{subject.name} has no recipe to take its threat model from; pass threat='linf:8/255'"
-        )
-    if data is None and recipe is not None:
-        data = recipe.dataset
-    if threat is None and recipe is not None:
-        threat = recipe.threat
-    examples = _examples(subject, data, n, root)
-    return examples, threat if isinstance(threat, Threat) else Threat.parse(str(threat))
 
+    @property
+    def key(self) -> list[str]:
+        """What the journal's entries depend on."""
+        return [self.digest, self.examples.sha256, str(self.examples.index.tolist()), self.protocol]
 
-def _examples(subject: Subject, data: Any, n: int | None, root: str | Path | None) -> Examples:
-    if n is not None and n < 1:
-        raise ZooError(f"n={n}: measure at least one image")
-    if isinstance(data, str):
-        data = load_data(data, "test", root=root)
-    if isinstance(data, Data):
-        data = data if n is None else data.subset(n)
-        if data.labels is None:
-            raise ZooError(f"{data.name} has no labels; accuracy needs some")
-        return Examples(
-            data.pixels().to(subject.device), data.labels.to(subject.device), data.name, data.sha256
-        )
-    try:
-        x, y = data
-    except (TypeError, ValueError):
-        raise ContractError("data is a data set's name or a pair (x, y) of images and labels") from None
-    images = as_pixels(x)
-    classes = _check_output(subject, images[:2].to(subject.device))
-    labels = as_labels(y, len(images), classes)
-    images, labels = images[:n], labels[:n]
-    digest = arrays_sha256(images, labels)
-    return Examples(images.to(subject.device), labels.to(subject.device), "user data", digest)
+    def measure(self, journal: Journal) -> Verdicts:
+        """Clean images, then attack after attack, batch by batch."""
+        clean = self._parts("clean", "clean", journal, self._clean_part, None)
+        verdicts = Verdicts(self.examples.y.cpu(), self.examples.index, vote(clean))
+        if self.judge.draws > 1:
+            verdicts.draws["clean"] = clean
+        for number, item in enumerate(self.suite.attacks):
+            standing = verdicts.worst if self.suite.cascade else verdicts.clean
+            flags: set[str] = set()
 
+            def part(
+                rows: slice, item: BoundAttack = item, standing: Tensor = standing
+            ) -> tuple[Tensor, set[str]]:
+                return self._attacked_part(item, rows, standing)
 
-@torch.no_grad()
-def _check_output(subject: Subject, x: Tensor) -> int:
-    """Refuse a model that breaks the tensor contract on two images; returns its number of classes."""
-    try:
-        logits = subject.model(x)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:160]
-        raise ContractError(f"{subject.name} cannot take images {tuple(x.shape[1:])}: {reason}") from error
-    if not isinstance(logits, Tensor):
-        raise ContractError(
-            f"{subject.name} returns a {type(logits).__name__}; its forward must return one tensor of logits [N,K]"
-        )
-    if logits.ndim != 2 or len(logits) != len(x):
-        raise ContractError(
-            f"{subject.name} returns {tuple(logits.shape)} for {len(x)} images; logits are [N,K]"
-        )
-    return int(logits.shape[1])
-
-
-def _measure(
-    subject: Subject,
-    examples: Examples,
-    threat: Threat,
-    attacks: Sequence[BoundAttack],
-    seed: int,
-    batch_size: int,
-    shown: bool,
-) -> Verdicts:
-    x, y = examples.x, examples.y
-    right = predict(subject.model, x, batch_size) == y
-    verdicts = Verdicts(y.cpu(), right.cpu())
-    for number, item in enumerate(attacks, start=1):
-        standing = right.nonzero().squeeze(1)
-        verdict = right.clone()
-        if len(standing):
-            with progress.show(f"attack {number}/{len(attacks)} {item}", shown):
-                x_adv = item.run(subject.model, x[standing], y[standing], threat, seed)
-            x_adv, flags = enforce(threat, x[standing], x_adv)
+            label = f"attack {number + 1}/{len(self.suite.attacks)} {item}"
+            draws = self._parts(f"attack{number}", label, journal, part, flags)
+            verdicts.attacks[str(item)] = vote(draws)
+            if self.judge.draws > 1:
+                verdicts.draws[str(item)] = draws
             verdicts.flags |= {f"{flag}:{item}" for flag in flags}
-            verdict[standing] = predict(subject.model, x_adv, batch_size) == y[standing]
-        verdicts.attacks[str(item)] = verdict.cpu()
-    return verdicts
+        return verdicts
+
+    def _parts(self, name: str, label: str, journal: Journal, run: Any, flags: set[str] | None) -> Tensor:
+        """The draws of all images `[r,N]`, from the journal where they are there already."""
+        found = []
+        starts = range(0, len(self.examples.x), PART)
+        with progress.show(label, self.shown):
+            for number, start in enumerate(starts):
+                with progress.part(number, len(starts)):
+                    kept = journal.get(f"{name}-{start}")
+                    if kept is None:
+                        kept = run(slice(start, start + PART))
+                        journal.put(f"{name}-{start}", *kept)
+                found.append(kept[0])
+                if flags is not None:
+                    flags |= kept[1]
+        return torch.cat(found, 1)
+
+    def _clean_part(self, rows: slice) -> tuple[Tensor, set[str]]:
+        return self.judge.right(self.examples.x[rows], self.examples.y[rows]), set()
+
+    def _attacked_part(self, item: BoundAttack, rows: slice, standing: Tensor) -> tuple[Tensor, set[str]]:
+        """Attack the images of a part that stand; those that do not are wrong in every draw."""
+        x, y = self.examples.x[rows], self.examples.y[rows]
+        index = standing[rows].nonzero().squeeze(1)
+        draws = torch.zeros(self.judge.draws, len(x), dtype=torch.bool)
+        if not len(index):
+            return draws, set()
+        where = index.to(x.device)
+        threat = item.threat or self.threat
+        x_adv = item.run(self._target(), x[where], y[where], threat, self.seed)
+        x_adv, flags = enforce(threat, x[where], x_adv)
+        draws[:, index] = self.judge.right(x_adv, y[where])
+        return draws, flags
+
+    def _target(self) -> nn.Module:
+        """What attacks take gradients of: the model, or the mean over draws of a stochastic one."""
+        if self.judge.draws == 1:
+            return self.subject.model
+        return ExpectationOverTransformation(self.subject.model, EOT_DRAWS)
+
+    def result(self, verdicts: Verdicts) -> Result:
+        """The numbers of the verdicts, without the time."""
+        n, own = len(verdicts.clean), self.subject.own_attack
+        robust = int(verdicts.worst.sum())
+        names = {item.call.name for item in self.suite.attacks}
+        complete = bool(names) and (not own or bind(own).call.name in names)
+        return Result(
+            name=self.subject.name,
+            sha256=self.digest,
+            dataset=self.examples.name,
+            data_sha256=self.examples.sha256,
+            n=n,
+            threat=str(self.threat),
+            metric="accuracy",
+            clean=int(verdicts.clean.sum()) / n,
+            robust=robust / n if complete else None,
+            per_attack={call: int(v.sum()) / n for call, v in verdicts.attacks.items()},
+            interval=wilson(robust, n) if complete else None,
+            flags=tuple(sorted(verdicts.flags)),
+            protocol=self.protocol,
+            seed=self.seed,
+            device=str(self.subject.device),
+            seconds=0.0,
+            versions=_versions(),
+            extra={"own_attack": own, "images": self.examples.total, **summary(verdicts)},
+        )
 
 
-def _result(
-    subject: Subject,
-    examples: Examples,
-    threat: Threat,
-    verdicts: Verdicts,
-    attacks: Sequence[BoundAttack],
-    protocol: str,
-    own: str,
-    seed: int,
-    digest: str,
-) -> Result:
-    n = len(verdicts.clean)
-    robust = int(verdicts.worst.sum())
-    calls = [str(item) for item in attacks]
-    complete = bool(calls) and (not own or any(item.call.name == bind(own).call.name for item in attacks))
-    precision = choose(subject.model, subject.device)
-    return Result(
-        name=subject.name,
-        sha256=digest,
-        dataset=examples.name,
-        data_sha256=examples.sha256,
-        n=n,
-        threat=str(threat),
-        metric="accuracy",
-        clean=int(verdicts.clean.sum()) / n,
-        robust=robust / n if complete else None,
-        per_attack={call: int(v.sum()) / n for call, v in verdicts.attacks.items()},
-        interval=wilson(robust, n) if complete else None,
-        flags=tuple(sorted(verdicts.flags)),
-        protocol=f"{protocol} [{'; '.join(calls)}] {threat} counting=all seed={seed} gradients={precision}",
-        seed=seed,
-        device=str(subject.device),
-        seconds=0.0,
-        versions=_versions(),
-        extra={"per_class": _per_class(verdicts), "own_attack": own},
-    )
-
-
-def _per_class(verdicts: Verdicts) -> dict[str, dict[str, float]]:
+def summary(verdicts: Verdicts) -> dict[str, Any]:
+    """Accuracy by class; of a stochastic model, its mean and its worst over the draws as well."""
     rows = {}
     for label in verdicts.labels.unique().tolist():
-        rows_of = verdicts.labels == label
-        clean, worst = verdicts.clean[rows_of].float().mean(), verdicts.worst[rows_of].float().mean()
+        of = verdicts.labels == label
+        clean, worst = verdicts.clean[of].float().mean(), verdicts.worst[of].float().mean()
         rows[str(label)] = {"clean": round(float(clean), 6), "robust": round(float(worst), 6)}
-    return rows
+    found: dict[str, Any] = {"per_class": rows}
+    if verdicts.draws:
+        found["draws"] = {
+            call: {
+                "mean": round(float(d.float().mean()), 6),
+                "worst": round(float(d.all(0).float().mean()), 6),
+            }
+            for call, d in verdicts.draws.items()
+        }
+    return found
 
 
 def _versions() -> dict[str, str]:

@@ -25,6 +25,24 @@ def report(done: float, total: float, note: str = "") -> None:
 
 
 @contextlib.contextmanager
+def part(number: int, count: int) -> Iterator[None]:
+    """What is reported inside is the `number`-th of `count` equal parts of the current work."""
+    outer = _listener.get()
+    if outer is None:
+        yield
+        return
+
+    def scaled(done: float, total: float, note: str) -> None:
+        outer(number + (done / total if total else 0), count, note)
+
+    token = _listener.set(scaled)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+@contextlib.contextmanager
 def silent() -> Iterator[None]:
     """Work inside reports to nobody: parts of a larger work whose own progress is shown."""
     token = _listener.set(None)

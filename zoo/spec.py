@@ -134,6 +134,7 @@ class Attack:
     kinds: tuple[str, ...] = ("ball",)
     white_box: bool = True
     params: Mapping[str, Any] = field(default_factory=dict)  # defaults; also the names that a call may set
+    threat: str = ""  # "mod:fn"; fn(**params) -> Threat: of an attack that brings a threat model of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,7 @@ class Protocol:
     summary: str = ""
     counting: str = "correct on every attack / all images"
     subset: str = "all"
+    cascade: bool = False  # each attack only on the images that stood before it; accuracies are then "so far"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +175,7 @@ _CODE_FIELDS = {
     ModelSpec: ("arch", "views"),
     Recipe: (),
     Dataset: ("load",),
-    Attack: ("run",),
+    Attack: ("run", "threat"),
     Analysis: ("run",),
     Command: ("command",),
     Protocol: (),

@@ -1,0 +1,106 @@
+"""Verdicts: which images a model gets right, on what an attack was made to return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from zoo import ball
+from zoo.errors import ContractError
+from zoo.threat import Threat
+
+
+@dataclass
+class Verdicts:
+    """Which images are right: clean, and under each attack; bool `[N]` each, on the CPU.
+
+    Of a stochastic model every draw is kept, `[r,N]`; an image is right when most draws are.
+    """
+
+    labels: Tensor
+    index: Tensor
+    clean: Tensor
+    attacks: dict[str, Tensor] = field(default_factory=dict)
+    draws: dict[str, Tensor] = field(default_factory=dict)
+    flags: set[str] = field(default_factory=set)
+
+    @property
+    def worst(self) -> Tensor:
+        """Right on the clean image and under every attack."""
+        right = self.clean.clone()
+        for verdict in self.attacks.values():
+            right &= verdict
+        return right
+
+    def arrays(self) -> dict[str, Tensor]:
+        """The arrays of examples.safetensors: verdicts as uint8, 1 = right."""
+        named = {
+            "label": self.labels.to(torch.int64),
+            "index": self.index.to(torch.int64),
+            "clean": self.clean.to(torch.uint8),
+        }
+        named |= {f"attack:{k}": v.to(torch.uint8) for k, v in self.attacks.items()}
+        return named | {f"draws:{k}": v.to(torch.uint8) for k, v in self.draws.items()}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges images by the true model, in its own precision, in batches.
+
+    Args:
+        draws: forwards per image; above 1 for stochastic models, whose randomness is seeded.
+    """
+
+    model: nn.Module
+    batch_size: int = 256
+    draws: int = 1
+    seed: int = 0
+
+    @torch.no_grad()
+    def right(self, x: Tensor, y: Tensor) -> Tensor:
+        """Which images are right in each draw; bool `[draws,N]`, on the CPU."""
+        rows = []
+        for draw in range(self.draws):
+            with torch.random.fork_rng(enabled=self.draws > 1):
+                if self.draws > 1:
+                    torch.manual_seed(self.seed + 1_000_003 * (draw + 1))
+                rows.append(predict(self.model, x, self.batch_size) == y)
+        return torch.stack(rows).cpu()
+
+
+def vote(draws: Tensor) -> Tensor:
+    """Right in more than half of the draws; `[r,N]` to `[N]`."""
+    return draws.float().mean(0) > 0.5
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
+    """Predicted classes `[N]`, in batches."""
+    parts = [model(x[i : i + batch_size]).argmax(1) for i in range(0, len(x), batch_size)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long, device=x.device)
+
+
+def enforce(threat: Threat, x: Tensor, x_adv: Tensor) -> tuple[Tensor, set[str]]:
+    """Make an attack's output obey: NaN becomes the clean image, what left the ball is projected back.
+
+    Returns:
+        The images, and the flags "nan" and "outside-threat" where something had to be done.
+
+    Raises:
+        ContractError: not a tensor of the shape of `x`.
+    """
+    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
+        shape = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
+        raise ContractError(f"an attack must return a tensor of shape {tuple(x.shape)}, not {shape}")
+    x_adv = x_adv.detach().to(x)
+    flags = set()
+    broken = ~torch.isfinite(x_adv).flatten(1).all(1)
+    if bool(broken.any()):
+        flags.add("nan")
+        x_adv = torch.where(broken[:, None, None, None], x, x_adv)
+    if not bool(ball.inside(threat, x, x_adv).all()):
+        flags.add("outside-threat")
+        x_adv = ball.project(threat, x, x_adv) if threat.norm else x_adv
+    return x_adv.clamp(0, 1), flags

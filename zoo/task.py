@@ -1,0 +1,178 @@
+"""What is to be measured: a model, images, a threat model; from names or from a user's own objects."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.catalogue import full_name
+from zoo.data import Data, arrays_sha256, as_labels, as_pixels, load_data
+from zoo.errors import ContractError, ZooError
+from zoo.loading import load, name_of
+from zoo.registry import registry
+from zoo.spec import ModelSpec, Recipe
+from zoo.threat import Threat
+
+
+@dataclass
+class Subject:
+    """A model in measurement, and what the zoo knows of it."""
+
+    model: nn.Module
+    name: str
+    spec: ModelSpec | None
+    recipe: Recipe | None
+    device: torch.device
+
+    @property
+    def own_attack(self) -> str:
+        """The call of the model's own adaptive attack, or ""."""
+        return self.spec.attack if self.spec else ""
+
+
+@dataclass
+class Examples:
+    """The images of a measurement: float32 `[N,C,H,W]` in [0,1], labels int64 `[N]`.
+
+    `index` says which of the named images they are; `sha256` is that of all of them, of which a shard
+    is a part.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    name: str
+    sha256: str
+    total: int
+
+    def shard(self, text: str) -> Examples:
+        """Every n-th image from the i-th on, for "i/n" (from 0).
+
+        Raises:
+            ZooError: the text is not "i/n" with 0 <= i < n.
+        """
+        first, _, count = text.partition("/")
+        if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
+            raise ZooError(f"--shard {text!r}: write i/n with i from 0 to n-1, such as 0/3")
+        if int(count) > len(self.x):
+            raise ZooError(f"--shard {text!r}: there are only {len(self.x)} images")
+        rows = torch.arange(int(first), len(self.x), int(count), device=self.x.device)
+        rows_cpu = rows.cpu()
+        return Examples(self.x[rows], self.y[rows], self.index[rows_cpu], self.name, self.sha256, self.total)
+
+
+def find_subject(model_or_name: nn.Module | str, device: str | torch.device | None) -> Subject:
+    """A model from a name (on the first GPU, or the CPU) or a module (where it is).
+
+    Raises:
+        ContractError: neither a name nor a module.
+    """
+    if isinstance(model_or_name, str):
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = load(model_or_name, device=target)
+        plain = ":" not in model_or_name
+        name = str(full_name(model_or_name)) if plain else str(name_of(model) or model_or_name)
+    elif isinstance(model_or_name, nn.Module):
+        model = model_or_name if device is None else model_or_name.to(device)
+        known = name_of(model)
+        name = str(known) if known else type(model).__name__
+    else:
+        raise ContractError(f"evaluate takes a name or a torch module, not {type(model_or_name).__name__}")
+    known = name_of(model)
+    spec = registry().model(known) if known else None
+    recipe = next((r for r in registry().recipes(known.model) if r.tag == known.tag), None) if known else None
+    return Subject(model, name, spec, recipe, device_of(model))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a module's first parameter or buffer; the CPU for one without any."""
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return first.device if isinstance(first, Tensor) else torch.device("cpu")
+
+
+def find_threat(subject: Subject, threat: str | Threat | None) -> Threat:
+    """The threat model that was asked for, or that of the model's recipe.
+
+    Raises:
+        ZooError: there is neither, or the text is none.
+    """
+    if threat is None and subject.recipe is None:
+        raise ZooError(
+            f"{subject.name} has no recipe to take its threat model from; pass threat='linf:8/255'"
+        )
+    if threat is None and subject.recipe is not None:
+        return subject.recipe.threat
+    return threat if isinstance(threat, Threat) else Threat.parse(str(threat))
+
+
+def find_examples(subject: Subject, data: Any, n: int | None, root: str | Path | None) -> Examples:
+    """Images and labels: the test split of a named data set, a `Data`, a pair `(x, y)`, or the recipe's.
+
+    Raises:
+        ContractError: the images, the labels or the model's output break the tensor contract.
+        ZooError: no data to be had, or no labels.
+    """
+    if n is not None and n < 1:
+        raise ZooError(f"n={n}: measure at least one image")
+    if data is None and subject.recipe is None:
+        raise ZooError(
+            f"{subject.name} has no recipe to take its data from; pass data, such as 'digits' or (x, y)"
+        )
+    if data is None and subject.recipe is not None:
+        data = subject.recipe.dataset
+    if isinstance(data, str):
+        data = load_data(data, "test", root=root)
+    if isinstance(data, Data):
+        data = data if n is None else data.subset(n)
+        if data.labels is None:
+            raise ZooError(f"{data.name} has no labels; accuracy needs some")
+        x, y, name, digest = data.pixels(), data.labels, data.name, data.sha256
+        as_labels(y, len(y), check_output(subject, x[:2].to(subject.device)))
+    else:
+        x, y = _pair(subject, data)
+        x, y = x[:n], y[:n]
+        name, digest = "user data", arrays_sha256(x, y)
+    index = torch.arange(len(x))
+    return Examples(x.to(subject.device), y.to(subject.device), index, name, digest, len(x))
+
+
+def _pair(subject: Subject, data: Any) -> tuple[Tensor, Tensor]:
+    try:
+        x, y = data
+    except (TypeError, ValueError):
+        raise ContractError("data is a data set's name or a pair (x, y) of images and labels") from None
+    images = as_pixels(x)
+    classes = check_output(subject, images[:2].to(subject.device))
+    return images, as_labels(y, len(images), classes)
+
+
+@torch.no_grad()
+def check_output(subject: Subject, x: Tensor) -> int:
+    """Refuse a model that breaks the tensor contract on two images; returns its number of classes.
+
+    Raises:
+        ContractError: one line with the reason.
+    """
+    modes = [(module, module.training) for module in subject.model.modules()]
+    try:
+        logits = subject.model.eval()(x)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise ContractError(f"{subject.name} cannot take images {tuple(x.shape[1:])}: {reason}") from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not isinstance(logits, Tensor):
+        raise ContractError(
+            f"{subject.name} returns a {type(logits).__name__}; its forward must return one tensor of logits [N,K]"
+        )
+    if logits.ndim != 2 or len(logits) != len(x):
+        raise ContractError(
+            f"{subject.name} returns {tuple(logits.shape)} for {len(x)} images; logits are [N,K]"
+        )
+    return int(logits.shape[1])
