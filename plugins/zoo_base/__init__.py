@@ -41,7 +41,7 @@ RECIPES = [
         dataset="digits",
         threat=DIGITS,
         model_kwargs=SMALL,
-        stages=(Stage(epochs=30, objective="zoo_base.recipe:pgd_at"),),
+        stages=(Stage(epochs=40, objective="zoo_base.recipe:pgd_at", schedule="onecycle(peak=0.25)"),),
     ),
     Recipe(
         model="resnet10-cifar",
@@ -50,7 +50,7 @@ RECIPES = [
         dataset="digits",
         threat=DIGITS,
         model_kwargs=SMALL,
-        stages=(Stage(epochs=30, objective="zoo_base.recipe:natural"),),
+        stages=(Stage(epochs=40, objective="zoo_base.recipe:natural", schedule="onecycle(peak=0.25)"),),
     ),
 ]
 

@@ -65,7 +65,7 @@ def joint_at(
 
     The inner attack runs in eval mode from a uniform start, so its masks never see the labels; the update
     runs in train mode, where the label takes the place of the best class. The published run starts from a
-    naturally trained model (`Recipe.init_from`).
+    naturally trained model (`joint_natural`).
 
     Args:
         model, x, y, threat, step: see `zoo.training`.
@@ -83,9 +83,29 @@ def joint_at(
     x_adv = perturb(
         model, x, y, threat, steps=steps, step_size=size, start=start, loss=inner, precision=step.precision
     )
-    final, raw = step.forward(x_adv, y)
+    return _update(step, x_adv, y, beta, scale, "robust_accuracy")
+
+
+def joint_natural(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    step: Step,
+    beta: float = 2.0,
+    scale: str = "code",
+) -> tuple[Tensor, dict[str, float]]:
+    """Training on clean images with the joint loss: what the published adversarial training starts from."""
+    return _update(step, x, y, beta, scale, "accuracy")
+
+
+def _update(
+    step: Step, x: Tensor, y: Tensor, beta: float, scale: str, name: str
+) -> tuple[Tensor, dict[str, float]]:
+    final, raw = step.forward(x, y)
     loss = joint_loss(final, raw, y, beta, scale)
-    terms = {"robust_accuracy": float((final.argmax(1) == y).float().mean())}
+    terms = {name: float((final.argmax(1) == y).float().mean())}
     for place, logits in enumerate(raw, 1):
         terms[f"raw{place}"] = float(cross_entropy(logits.detach(), y).mean())
     return loss, terms
