@@ -125,6 +125,14 @@ def test_a_cut_download_goes_on_where_it_broke(local, reset):
         assert ranges == ["bytes=100000-", "bytes=200000-"]
 
 
+def test_a_download_that_gets_further_each_time_survives_any_number_of_cuts(local):
+    data = payload()
+    commit = local.add("org/x", {WEIGHTS: data})
+    local.fault(cut=40_000)
+    assert hub.download("org/x", commit, WEIGHTS).read_bytes() == data
+    assert local.count("GET") == 8
+
+
 def test_a_download_that_is_cut_for_ever_ends_and_leaves_nothing(local):
     commit = local.add("org/x", {WEIGHTS: payload()})
     local.fault(cut=0)
