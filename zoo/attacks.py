@@ -15,7 +15,7 @@ from zoo.registry import registry
 from zoo.spec import Attack, resolve
 from zoo.threat import Threat
 
-BACKENDS = ("torchattacks", "art")
+BACKENDS = ("torchattacks", "art", "foolbox")
 
 Runner = Callable[[nn.Module, Tensor, Tensor, Threat, int], Tensor]
 

@@ -166,6 +166,8 @@ class _Plan:
             verdicts.draws["clean"] = clean
         for number, item in enumerate(self.suite.attacks):
             standing = verdicts.worst if self.suite.cascade else verdicts.clean
+            if item.threat is not None:  # no adversary chose it: its accuracy counts every image
+                standing = torch.ones_like(standing)
             flags: set[str] = set()
 
             def part(
@@ -244,8 +246,21 @@ class _Plan:
             device=str(self.subject.device),
             seconds=0.0,
             versions=_versions(),
-            extra={"own_attack": own, "images": self.examples.total, **summary(verdicts)},
+            extra={
+                "own_attack": own,
+                "images": self.examples.total,
+                **summary(verdicts),
+                **self._corruptions(verdicts),
+            },
         )
+
+    def _corruptions(self, verdicts: Verdicts) -> dict[str, float]:
+        """The mean accuracy over the suite's corruptions, as CIFAR-10-C is reported; empty without any."""
+        kinds = {str(item): item.threat.kind for item in self.suite.attacks if item.threat is not None}
+        shares = [
+            float(verdicts.attacks[call].float().mean()) for call in kinds if kinds[call] == "corruption"
+        ]
+        return {"mean_corruption_accuracy": round(sum(shares) / len(shares), 6)} if shares else {}
 
 
 def summary(verdicts: Verdicts) -> dict[str, Any]:
