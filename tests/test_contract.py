@@ -297,6 +297,10 @@ def outside(model, x, y, threat, *, seed):
     return x + 0.09
 
 
+def doubles(model, x, y, threat, *, seed):
+    return x.double()
+
+
 def unseeded(model, x, y, threat, *, seed):
     return (x + 0.05 * torch.randn_like(x).sign()).clamp(0, 1)
 
@@ -325,6 +329,7 @@ def seedless(model, x, y, threat):
         (noop, "fools not even"),
         (too_far, "leaves the threat model"),
         (outside, "leaves the threat model"),
+        (doubles, "no images like those"),
         (unseeded, "two results"),
         (relabels, "images or labels"),
         (overwrites, "images or labels"),
