@@ -416,17 +416,20 @@ def test_joint_at_attacks_without_labels_in_the_masks_and_updates_with_them():
 
 
 def test_the_attack_covers_every_configuration():
-    plan = list(_configurations("0,0.1,1,2,10,100,inf", "ce,margin", "1,10", 2, True, True))
+    plan = list(_configurations("0,0.1,1,2,10,100,inf", "0,1", "ce,margin", "1,10", 2, True, True))
+    for beta in (0, 0.1, 1, 2, 10, 100, math.inf):
+        assert HeadLoss(beta, "ce", 1.0) in plan
     for criterion, scale in (("ce", 1.0), ("ce", 10.0), ("margin", 1.0)):
-        for beta in (0, 0.1, 1, 2, 10, 100, math.inf):
+        for beta in (0, 1):
             assert HeadLoss(beta, criterion, scale) in plan
+    for scale in (1.0, 10.0):
         for head in (0, 1):
-            assert HeadLoss(math.inf, criterion, scale, head) in plan
-        assert HeadLoss(0, criterion, scale, through=True) in plan
-    assert len(set(plan)) == len(plan)
-    assert all(loss.beta == 0 for loss in _configurations("0,1", "ce", "1", 0, True, False))
+            assert HeadLoss(math.inf, "ce", scale, head) in plan
+    assert HeadLoss(0, "ce", 1.0, through=True) in plan
+    assert len(set(plan)) == len(plan) == 16
+    assert all(loss.beta == 0 for loss in _configurations("0,1", "0", "ce", "1", 0, True, False))
     with pytest.raises(ContractError):
-        list(_configurations("0", "hinge", "1", 2, True, True))
+        list(_configurations("0", "0", "hinge", "1", 2, True, True))
 
 
 def test_head_losses_are_what_they_say():

@@ -40,9 +40,7 @@ def pgd_at(
     """
     start = ball.project(threat, x, x + threat.eps * step.uniform(x))
     size = rel_step * ball.budget(threat, x)
-    x_adv = perturb(
-        model, x, y, threat, steps=steps, step_size=size, start=start, precision=step.precision
-    )
+    x_adv = perturb(model, x, y, threat, steps=steps, step_size=size, start=start, precision=step.precision)
     logits, _ = step.forward(x_adv, y)
     return F.cross_entropy(logits, y), {"robust_accuracy": accuracy(logits, y)}
 

@@ -60,6 +60,7 @@ ATTACKS = [
         params={
             "steps": 20,
             "betas": "0,0.1,1,2,10,100,inf",
+            "few_betas": "0,1",
             "losses": "ce,margin",
             "scales": "1,10",
             "heads": True,
