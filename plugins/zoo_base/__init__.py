@@ -112,6 +112,45 @@ ATTACKS = [
             "loss": "ce",
         },
     ),
+    Attack(
+        name="apgd-ce",
+        run="zoo_base.apgd:ce",
+        summary="APGD on the cross-entropy (Croce and Hein 2020, 2021 for l1)",
+        params={"steps": 100, "restarts": 1},
+    ),
+    Attack(
+        name="apgd-dlr",
+        run="zoo_base.apgd:dlr",
+        summary="APGD on the difference of logits ratio (Croce and Hein 2020)",
+        params={"steps": 100, "restarts": 1},
+    ),
+    Attack(
+        name="apgd-t",
+        run="zoo_base.apgd:targeted",
+        summary="APGD on the targeted difference of logits ratio (Croce and Hein 2020)",
+        params={"steps": 100, "targets": 9, "restarts": 1},
+    ),
+    Attack(
+        name="fab-t",
+        run="zoo_base.fab:targeted",
+        summary="FAB, targeted: the closest adversarial image (Croce and Hein 2020)",
+        params={
+            "steps": 100,
+            "targets": 9,
+            "restarts": 1,
+            "alpha_max": 0.1,
+            "eta": 1.05,
+            "beta": 0.9,
+            "early_stop": True,
+        },
+    ),
+    Attack(
+        name="square",
+        run="zoo_base.square:run",
+        summary="Square, a random search without gradients (Andriushchenko et al. 2020)",
+        white_box=False,
+        params={"queries": 5000, "restarts": 1, "p_init": 0.8},
+    ),
 ]
 
 PROTOCOLS = [
@@ -120,6 +159,12 @@ PROTOCOLS = [
         version=1,
         attacks=("fgsm", "pgd(steps=20)", "own"),
         summary="FGSM, PGD-20 and the model's own adaptive attack",
+    ),
+    Protocol(
+        name="autoattack",
+        version=1,
+        attacks=("apgd-ce", "apgd-t", "fab-t", "square"),
+        summary="the standard settings of AutoAttack: 100 steps, 9 targets, 5,000 queries (Croce and Hein 2020)",
     ),
 ]
 
