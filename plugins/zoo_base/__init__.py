@@ -151,7 +151,60 @@ ATTACKS = [
         white_box=False,
         params={"queries": 5000, "restarts": 1, "p_init": 0.8},
     ),
+    Attack(
+        name="corruption",
+        run="zoo_base.corruptions:corruption",
+        summary="a common corruption, no adversary (Hendrycks and Dietterich 2019)",
+        kinds=("corruption",),
+        white_box=False,
+        params={"name": None, "severity": None, "source": "zoo"},
+        threat="zoo_base.corruptions:own_threat",
+    ),
+    Attack(
+        name="spatial",
+        run="zoo_base.spatial:spatial",
+        summary="rotations and translations, the worst of a grid or of random draws (Engstrom et al. 2019)",
+        kinds=("spatial",),
+        white_box=False,
+        params={
+            "mode": "worst",
+            "tries": 10,
+            "angles": 31,
+            "shifts": 5,
+            "rotation": None,
+            "translation": None,
+        },
+        threat="zoo_base.spatial:own_threat",
+    ),
+    Attack(
+        name="gaussian-noise",
+        run="zoo_base.spatial:gaussian_noise",
+        summary="baseline: the best of some draws of normal noise in the ball",
+        kinds=("ball", "ball+zeromean", "mean-budget"),
+        white_box=False,
+        params={"tries": 10},
+    ),
+    Attack(
+        name="uniform-noise",
+        run="zoo_base.spatial:uniform_noise",
+        summary="baseline: the best of some draws of uniform noise in the ball",
+        kinds=("ball", "ball+zeromean", "mean-budget"),
+        white_box=False,
+        params={"tries": 10},
+    ),
 ]
+
+COMMON_CORRUPTIONS = (
+    *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "motion_blur", "zoom_blur"),
+    *("snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+)
+EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "saturate", "spatter", "uniform_noise")
+
+
+def _corruptions(names: tuple[str, ...], source: str = "") -> tuple[str, ...]:
+    suffix = f", source={source}" if source else ""
+    return tuple(f"corruption(name={name}, severity={s}{suffix})" for name in names for s in range(1, 6))
+
 
 PROTOCOLS = [
     Protocol(
@@ -165,6 +218,20 @@ PROTOCOLS = [
         version=1,
         attacks=("apgd-ce", "apgd-t", "fab-t", "square"),
         summary="the standard settings of AutoAttack: 100 steps, 9 targets, 5,000 queries (Croce and Hein 2020)",
+    ),
+    Protocol(
+        name="corruptions",
+        version=1,
+        attacks=_corruptions(COMMON_CORRUPTIONS + EXTRA_CORRUPTIONS),
+        summary="the zoo's own common corruptions, each at five severities",
+        counting="correct under the corruption / all images; worst case: correct everywhere / all images",
+    ),
+    Protocol(
+        name="cifar10-c",
+        version=1,
+        attacks=_corruptions(("glass_blur", *COMMON_CORRUPTIONS), "cifar10-c"),
+        summary="the official CIFAR-10-C arrays: 15 corruptions, each at five severities",
+        counting="correct under the corruption / all images; worst case: correct everywhere / all images",
     ),
 ]
 

@@ -72,14 +72,19 @@ def corrupt(x: Tensor, name: str, severity: int, *, seed: int = 0) -> Tensor:
     return torch.cat(parts) if parts else x.clone()
 
 
-def check(name: object, severity: object) -> str:
-    """The name, if there is such a corruption and severity.
+def check(name: object, severity: object, source: str = "zoo") -> str:
+    """The name, if the source has such a corruption and severity.
 
     Raises:
-        UnknownName, ZooError: there is not.
+        UnknownName, ZooError: it has not.
     """
-    if name not in CORRUPTIONS:
-        raise unknown("corruption", str(name), CORRUPTIONS)
+    known = list(CORRUPTIONS)
+    if source == "cifar10-c":
+        from zoo_base.datasets_c import NAMES
+
+        known = list(NAMES)
+    if name not in known:
+        raise unknown("corruption", str(name), known)
     if isinstance(severity, bool) or not isinstance(severity, int) or not 1 <= severity <= 5:
         raise ZooError(f"{name}: severity={severity!r} must be 1, 2, 3, 4 or 5")
     return str(name)
@@ -95,8 +100,7 @@ def own_threat(name: str | None, severity: int | None, source: str) -> Threat | 
         raise unknown("source of corruptions", str(source), SOURCES)
     if name is None and severity is None:
         return None
-    if source == "zoo" or name is None:
-        check(name, severity)
+    check(name, severity, source)
     return Threat.parse(f"corruption:{name},{severity}")
 
 
@@ -124,6 +128,7 @@ def corruption(
     """
     name = name or threat.corruption
     severity = severity or threat.severity
+    check(name, severity, source)
     if source == "zoo":
         return corrupt(x, name, severity, seed=seed)
     from zoo_base.datasets_c import official
