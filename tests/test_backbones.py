@@ -13,6 +13,7 @@ from torch import nn
 
 import zoo
 from zoo.errors import ContractError
+from zoo.loading import name_of
 from zoo.nn import ExpectationOverTransformation, Normalize, straight_through
 
 
@@ -243,3 +244,21 @@ def test_expectation_over_transformation_averages_draws():
     assert torch.allclose(probs, draws.softmax(-1).mean(0).log(), atol=1e-5)
     with pytest.raises(ContractError):
         ExpectationOverTransformation(Noisy(), 0)
+
+
+def test_an_untagged_architecture_is_the_plain_one_and_claims_no_tag() -> None:
+    """Its default tag has one input channel and width 16; without weights neither may leak in."""
+    model = zoo.load("cifs-resnet10", pretrained=False)
+    assert model.conv1.weight.shape[:2] == (64, 3)
+    assert model.pretrained_cfg["input_size"] == (3, 32, 32)
+    assert str(name_of(model)) == "cifs-resnet10"
+    tagged = zoo.load("cifs-resnet10.at_digits", pretrained=False)
+    assert tagged.conv1.weight.shape[:2] == (16, 1)
+    assert str(name_of(tagged)) == "cifs-resnet10.at_digits"
+
+
+def test_load_gives_the_same_features_as_the_whole_model() -> None:
+    whole, x = zoo.load("cifs-resnet10.at_digits"), torch.rand(2, 1, 32, 32)
+    parts = zoo.load("cifs-resnet10.at_digits", features_only=True)(x)
+    assert len(parts) == 5
+    assert torch.equal(parts[-1], whole.forward_features(x))

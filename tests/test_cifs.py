@@ -10,16 +10,16 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-import zoo_cifs
 from torch import nn
-from zoo_cifs.attack import HeadLoss, _configurations, cifs_joint
-from zoo_cifs.cifs import LinearProbe, MlpProbe, channel_mask, class_counts, views
-from zoo_cifs.recipe import joint_at, joint_loss, joint_values
 
 import zoo
+import zoo_cifs
 from zoo.attacks import bind
 from zoo.errors import ContractError
 from zoo.threat import Threat
+from zoo_cifs.attack import HeadLoss, _configurations, cifs_joint
+from zoo_cifs.cifs import LinearProbe, MlpProbe, channel_mask, class_counts, views
+from zoo_cifs.recipe import joint_at, joint_loss, joint_values
 
 EPS = Threat.parse("linf:8/255")
 

@@ -10,12 +10,12 @@ import timm
 import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
-from zoo_base.cifar_resnet import CifarResNet
 
 from zoo import testing
 from zoo.errors import ContractError
 from zoo.registry import Plugin, Registry, registry
 from zoo.spec import Attack, ModelSpec
+from zoo_base.cifar_resnet import CifarResNet
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from zoo_base import datasets
 
 from zoo.data import arrays_sha256, as_labels, as_pixels, augment, load_data
 from zoo.errors import ContractError, MissingExtra, UnknownName, ZooError
 from zoo.spec import Dataset
+from zoo_base import datasets
 
 DIGITS_SHA256 = {
     "train": "a81e5ae1e6ae1fe8a4a9d26566d5235d4e1f4139847415f7b50c2af2eb5afe73",

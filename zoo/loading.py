@@ -9,7 +9,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg
 from torch import nn
 
 from zoo import hub
@@ -67,8 +67,19 @@ def load(
     tagged = "." in name or path is not None
     model = create(parsed if tagged else Name(parsed.model), kwargs)
     if path is not None:
-        load_into(model, path)
+        model = _filled(model, parsed, path, kwargs)
     return _finish(model, device)
+
+
+def _filled(model: nn.Module, name: Name, path: Path, kwargs: Mapping[str, Any]) -> nn.Module:
+    if not kwargs.get("features_only"):
+        load_into(model, path)
+        return model
+    # A feature extractor keeps the model inside and has no head: check the file on the whole model first.
+    load_into(
+        create(name, {k: v for k, v in kwargs.items() if k not in ("features_only", "out_indices")}), path
+    )
+    return timm.create_model(name.timm, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **kwargs)
 
 
 def _weights_path(name: Name, pretrained: bool, weights: str | Path | None) -> Path | None:
@@ -203,7 +214,9 @@ def build(cls: type[nn.Module], variant: str, pretrained: bool = False, **kwargs
     overlay = kwargs.get("pretrained_cfg_overlay") or {}
     if not isinstance(cfg, Mapping):
         name = _tagged_name(variant, cfg, pretrained)
-        if name is not None and name.tag in [r.tag for r in registry().recipes(name.model)]:
+        if name is None:
+            kwargs["pretrained_cfg_overlay"] = {**_untagged(variant), **overlay}
+        elif name.tag in [r.tag for r in registry().recipes(name.model)]:
             kwargs = {**registry().recipe(name).model_kwargs, **kwargs}
             if pretrained and not overlay:
                 kwargs["pretrained_cfg_overlay"] = {"file": str(hub.fetch(name))}
@@ -225,6 +238,15 @@ def build(cls: type[nn.Module], variant: str, pretrained: bool = False, **kwargs
     if headless and isinstance(model, Classifier):
         model.reset_classifier(0, pool)
     return model
+
+
+def _untagged(variant: str) -> dict[str, Any]:
+    """What the cfg of a plain architecture must say instead of its default tag's: nobody trained it."""
+    spec, default = registry().model(variant), get_pretrained_cfg(variant)
+    size: dict[str, Any] = {"input_size": spec.input_size}
+    if default is not None:  # the plugin's own words, for as many channels as there are
+        size |= {key: (getattr(default, key)[0],) * spec.input_size[0] for key in ("mean", "std")}
+    return {**size, "num_classes": spec.num_classes, "tag": None, "file": None, "hf_hub_id": None}
 
 
 def _load_classifiers(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from timm.models import register_model
 from torch import Tensor, nn
-from zoo_base.cifar_resnet import CifarResNet
-from zoo_base.wide_resnet import WideResNet, init_weights
 
 from zoo.errors import ContractError
 from zoo.loading import build, timm_cfgs
 from zoo.nn import Classifier, Tap, keep, last
+from zoo_base.cifar_resnet import CifarResNet
+from zoo_base.wide_resnet import WideResNet, init_weights
 from zoo_cifs import MODELS, RECIPES
 
 BETA = 5.0  # of the softplus between the two layers of the MLP probe
