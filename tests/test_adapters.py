@@ -348,5 +348,5 @@ def test_plain_model_is_no_sequential_and_casts():
 
 
 def test_unknown_adapter():
-    with pytest.raises(AttributeError, match="to_foolbox"):
-        _ = zoo.adapters.to_foolbox
+    with pytest.raises(AttributeError, match="to_cleverhans"):
+        _ = zoo.adapters.to_cleverhans

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import io
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,10 @@ from zoo.adapters.common import (
     preserved,
     signature,
 )
+from zoo.adapters.defended import model_behind
+from zoo.attacks import bind
 from zoo.errors import ContractError, MissingExtra, unknown
+from zoo.evaluation import attack as attack_images
 from zoo.threat import Threat
 
 NORMS = {"linf": np.inf, "l2": 2, "l1": 1}
@@ -182,6 +186,65 @@ def _quiet_whole_batch(cls: type, name: str, count: int) -> dict[str, Any]:
     if size is None or not isinstance(size.default, int) or name in ONE_BY_ONE:
         return {"verbose": False}
     return {"verbose": False, "batch_size": max(size.default, count)}
+
+
+def as_art_attack(call: str, classifier: Any, *, threat: str | Threat, seed: int = 0) -> Any:
+    """An attack of the zoo as an ART `EvasionAttack`: for `AutoAttack(attacks=[...])` and ART's pipelines.
+
+    `generate(x, y)` gives what `zoo.attack` gives on the classifier's model. Where the classifier has
+    preprocessing defences, they are part of what is attacked, with the gradients that they declare (BPDA).
+    It is untargeted.
+
+    Args:
+        call: any attack that the zoo knows, such as "pgd(steps=20)".
+        classifier: a `PyTorchClassifier`, such as `to_art(model)`.
+        threat: such as "linf:8/255".
+        seed: of everything random.
+
+    Raises:
+        UnknownName: no such attack or parameter.
+        ContractError: the classifier is not a PyTorch one with pixels in [0,1].
+        MissingExtra: ART is not installed.
+    """
+    name = str(bind(call))
+    threat = Threat.parse(threat) if isinstance(threat, str) else threat
+    model_behind(classifier)  # refuses what cannot be attacked
+    return _attack_type()(classifier, name, threat, seed)
+
+
+@cache
+def _attack_type() -> type:
+    """The class of `as_art_attack`, made when ART is there."""
+    try:
+        base: Any = importlib.import_module("art.attacks.attack").EvasionAttack
+        estimator: Any = importlib.import_module("art.estimators.estimator").BaseEstimator
+        mixin: Any = importlib.import_module("art.estimators.classification.classifier").ClassifierMixin
+    except ImportError:
+        raise MissingExtra("art", "an attack as an ART EvasionAttack") from None
+
+    class ZooAttack(base):
+        """An attack of the zoo with the interface of ART."""
+
+        _estimator_requirements = (estimator, mixin)
+        attack_params = ("call", "threat", "seed")
+
+        def __init__(self, classifier: Any, call: str, threat: Threat, seed: int) -> None:
+            super().__init__(estimator=classifier)
+            self.call, self.threat, self.seed = call, threat, seed
+
+        def generate(self, x: Any, y: Any = None, **kwargs: Any) -> Any:
+            """Adversarial images as float32 for float pixels in [0,1]; `y` as integers, one-hot or None."""
+            x = np.asarray(x, dtype=np.float32)
+            if not len(x):
+                return x.copy()
+            y = np.asarray(self.estimator.predict(x) if y is None else y)
+            labels = torch.from_numpy(y.argmax(1) if y.ndim == 2 else y).long()
+            model = model_behind(self.estimator)
+            with preserved(model, self.seed):
+                x_adv = attack_images(model, x, labels, self.call, threat=self.threat, seed=self.seed)
+            return x_adv.cpu().numpy()
+
+    return ZooAttack
 
 
 def attack_class(name: str) -> type:

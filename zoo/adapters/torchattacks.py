@@ -11,8 +11,10 @@ import importlib
 import inspect
 import io
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zoo.adapters.common import (
@@ -25,7 +27,9 @@ from zoo.adapters.common import (
     finish,
     preserved,
 )
+from zoo.attacks import bind
 from zoo.errors import MissingExtra, unknown
+from zoo.evaluation import attack as attack_images
 from zoo.threat import Threat
 
 NORMS = {"linf": "Linf", "l2": "L2"}  # its "L1" ends in an assertion or a NameError (3.5.1)
@@ -80,6 +84,75 @@ def run_torchattacks(
         with explained(label):
             x_adv = attack(x.clone(), y)
     return finish(label, x_adv, x, threat)
+
+
+def as_torchattack(call: str, model: nn.Module, *, threat: str | Threat, seed: int = 0) -> Any:
+    """An attack of the zoo as a `torchattacks.Attack`: for `MultiAttack`, `save()` and code that expects one.
+
+    Called with pixels and labels, it gives what `zoo.attack` gives; set to a normalisation, it attacks the
+    model behind it, as torchattacks' own do. It is untargeted.
+
+    Args:
+        call: any attack that the zoo knows, such as "pgd(steps=20)".
+        model: pixels in, logits out; `MultiAttack` wants the same object in all its attacks.
+        threat: such as "linf:8/255".
+        seed: of everything random.
+
+    Raises:
+        UnknownName: no such attack or parameter.
+        ZooError: the text is no call, or the threat none.
+        MissingExtra: torchattacks is not installed.
+    """
+    name = str(bind(call))
+    threat = Threat.parse(threat) if isinstance(threat, str) else threat
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints about a model without parameters
+        attack = _attack_type()(name, model, threat, seed)
+        attack.set_device(device_of(model))
+    return attack
+
+
+class _Logits(nn.Module):
+    """The logits of a torchattacks attack, with the normalisation that it was told of."""
+
+    def __init__(self, attack: Any) -> None:
+        super().__init__()
+        self.model = attack.model
+        self.logits = attack.get_logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `[N,K]` of pixels `[N,C,H,W]`."""
+        logits: Tensor = self.logits(x)
+        return logits
+
+
+@cache
+def _attack_type() -> type:
+    """The class of `as_torchattack`, made when torchattacks is there."""
+    try:
+        base: Any = importlib.import_module("torchattacks.attack").Attack
+    except ImportError:
+        raise MissingExtra("torchattacks", "an attack as a torchattacks.Attack") from None
+
+    class ZooAttack(base):
+        """An attack of the zoo with the interface of torchattacks."""
+
+        def __init__(self, call: str, model: nn.Module, threat: Threat, seed: int) -> None:
+            super().__init__(call, model)
+            self.call, self.threat, self.seed = call, threat, seed
+
+        def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+            """Adversarial images for pixels in [0,1]; without labels the model's own answers are taken."""
+            images = images.detach().to(self.device)
+            if not len(images):
+                return images.clone()
+            if labels is None:
+                with torch.no_grad():
+                    labels = self.get_logits(images).argmax(1)
+            model = self.model if self._normalization_applied is None else _Logits(self).eval()
+            with torch.enable_grad():
+                return attack_images(model, images, labels, self.call, threat=self.threat, seed=self.seed)
+
+    return ZooAttack
 
 
 def attack_class(name: str) -> type:
