@@ -56,7 +56,7 @@ def corrupt(x: Tensor, name: str, severity: int, *, seed: int = 0) -> Tensor:
     Args:
         x: images `[N,C,H,W]` in [0,1].
         name: one of `CORRUPTIONS`.
-        severity: 1 to 5; the mean distance from `x` rises with it.
+        severity: 1 to 5; the mean absolute distance from `x` rises with it.
         seed: of everything random.
 
     Raises:

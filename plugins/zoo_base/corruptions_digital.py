@@ -67,12 +67,12 @@ def pixelate(x: Tensor, factor: float, draws: Draws) -> Tensor:
 
 @cache
 def _box(new: int, old: int) -> Tensor:
-    """The matrix `[new,old]` of mean values of `old` samples over `new` equal intervals."""
-    edges = torch.arange(new + 1, dtype=torch.float64) * old / new
-    cells = torch.arange(old, dtype=torch.float64)
-    high = torch.minimum(edges[1:, None], cells + 1)
-    overlap = (high - torch.maximum(edges[:-1, None], cells)).clamp_min(0)
-    return (overlap / overlap.sum(1, keepdim=True)).float()
+    """The matrix `[new,old]` of Pillow's box filter: means over the samples whose middle lies in the window."""
+    width = max(1.0, old / new)
+    middles = (torch.arange(new, dtype=torch.float64) + 0.5) * old / new
+    away = (torch.arange(old, dtype=torch.float64) + 0.5 - middles[:, None]) / width
+    chosen = ((away > -0.5) & (away <= 0.5)).double()
+    return (chosen / chosen.sum(1, keepdim=True)).float()
 
 
 def spatter(x: Tensor, threshold: float, draws: Draws) -> Tensor:

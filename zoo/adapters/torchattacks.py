@@ -148,7 +148,9 @@ def _attack_type() -> type:
             if labels is None:
                 with torch.no_grad():
                     labels = self.get_logits(images).argmax(1)
-            model = self.model if self._normalization_applied is None else _Logits(self).eval()
+            model = self.model
+            if self._normalization_applied is not None:  # undone just now, up to rounding
+                model, images = _Logits(self).eval(), images.clamp(0, 1)
             with torch.enable_grad():
                 return attack_images(model, images, labels, self.call, threat=self.threat, seed=self.seed)
 
