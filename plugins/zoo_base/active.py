@@ -74,9 +74,9 @@ class Oracle:
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
-        """Logits of the fast copy, as float32."""
+        """Logits of the fast copy."""
         with autocast(self.precision, x.device):
-            return self.fast(x).float()
+            return _wide(self.fast(x))
 
     def ascend(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the fast copy `[N,K]`, the losses of the logits `[N]` and their input gradient, detached."""
@@ -84,10 +84,14 @@ class Oracle:
         with torch.enable_grad():
             with autocast(self.precision, x.device):
                 logits = self.fast(x)
-            logits = logits.float()
+            logits = _wide(logits)
             values = loss(logits)
             (gradient,) = torch.autograd.grad(values.sum(), x)
         return logits.detach(), values.detach(), gradient
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype == torch.bfloat16 else logits
 
 
 class Method(Protocol[S]):

@@ -6,7 +6,8 @@ sparse adversarial attacks on image classifiers", section 3.
 
 Deviations: an image leaves at its first fooling iterate; random starts are drawn per image (`ball.random_start`:
 in L2 with a uniform radius, where the paper starts on the sphere); losses and step control are those of the
-fast copy, in bfloat16 where `zoo.precision` says so, and the end of each run is judged in float32.
+fast copy, in bfloat16 where `zoo.precision` says so, and the end of each run is judged in float32; in L1 a
+step passes over values that the box stops, on which images with many zeros would spend all of it.
 """
 
 from __future__ import annotations
@@ -311,11 +312,13 @@ class _L1(_Apgd):
         rows.gradient = _where(reset, rows.best_gradient, rows.gradient)
 
     def _sparse_step(self, rows: _State) -> Tensor:
-        size = rows.gradient.abs()
+        gradient = rows.gradient
+        stuck = ((rows.adv <= 0) & (gradient < 0)) | ((rows.adv >= 1) & (gradient > 0))
+        size = gradient.abs().masked_fill(stuck, 0)
         order = size.flatten(1).sort(dim=1, descending=True).values
         count = rows.rises.long().clamp(1, order.shape[1])
         least = order.gather(1, count[:, None] - 1)[:, :, None, None]
-        direction = rows.gradient.sign() * (size >= least)
+        direction = gradient.sign() * ((size >= least) & (size > 0))
         length = direction.abs().flatten(1).sum(1).clamp_min(1)
         return rows.adv + (rows.size / length)[:, None, None, None] * direction
 
