@@ -119,6 +119,7 @@ def test_random_draws_stay_in_range_and_depend_on_seed_and_image() -> None:
     alone = spatial(model, x[4:5], y[4:5], WIDE, seed=0, mode="random", tries=3)
     assert torch.allclose(alone, first[4:5], atol=1e-6)
     assert not torch.equal(first, spatial(model, x, y, WIDE, seed=1, mode="random", tries=3))
+    assert not torch.equal(first, spatial(model, x, y, WIDE, seed=0, mode="random", tries=1))  # tries differ
     tiny = spatial(model, x, y, Threat.parse("spatial:0.001,0.001"), seed=0, mode="random")
     assert float((tiny - x).abs().max()) < 0.01
 

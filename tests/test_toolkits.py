@@ -87,6 +87,7 @@ FOOLBOX = [
     ("foolbox:DDNAttack(steps=10)", "l2:1"),
     ("foolbox:L1FMNAttack(steps=10)", "l1:8"),
     ("foolbox:L0FMNAttack(steps=10)", "l0:20"),
+    ("foolbox:L0FMNAttack(steps=10)", "l0:1"),  # foolbox refuses to clip in L0
     ("foolbox:VirtualAdversarialAttack(steps=5,xi=0.1)", "l2:1"),
     ("foolbox:HopSkipJumpAttack(steps=2,max_gradient_eval_steps=20,initial_gradient_eval_steps=10)", "l2:1"),
     (
@@ -207,7 +208,7 @@ def test_robustbench_is_not_taken_from_the_wheel_of_torchattacks(
 
     monkeypatch.setattr("zoo.adapters.robustbench.version", missing)
     monkeypatch.setitem(sys.modules, "robustbench", types.ModuleType("robustbench"))
-    with pytest.raises(MissingExtra, match=r"needs RobustBench: pip install git\+https") as caught:
+    with pytest.raises(MissingExtra, match=r"needs RobustBench: pip install --no-deps git\+https") as caught:
         to_robustbench(model)
     assert "\n" not in str(caught.value)
 

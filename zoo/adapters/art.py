@@ -240,8 +240,7 @@ def _attack_type() -> type:
             y = np.asarray(self.estimator.predict(x) if y is None else y)
             labels = torch.from_numpy(y.argmax(1) if y.ndim == 2 else y).long()
             model = model_behind(self.estimator)
-            with preserved(model, self.seed):
-                x_adv = attack_images(model, x, labels, self.call, threat=self.threat, seed=self.seed)
+            x_adv = attack_images(model, x, labels, self.call, threat=self.threat, seed=self.seed)
             return x_adv.cpu().numpy()
 
     return ZooAttack

@@ -11,7 +11,8 @@ from torch import nn
 from zoo.adapters.common import PlainModel, explained
 from zoo.errors import MissingExtra
 
-REMEDY = "pip install git+https://github.com/RobustBench/robustbench"
+# Its wheel pins timm 1.0.9, which is older than what the zoo needs.
+REMEDY = "pip install --no-deps git+https://github.com/RobustBench/robustbench git+https://github.com/fra31/auto-attack"
 
 
 class MissingRobustBench(MissingExtra):

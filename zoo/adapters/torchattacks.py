@@ -151,8 +151,7 @@ def _attack_type() -> type:
             model = self.model
             if self._normalization_applied is not None:  # undone just now, up to rounding
                 model, images = _Logits(self).eval(), images.clamp(0, 1)
-            with torch.enable_grad():
-                return attack_images(model, images, labels, self.call, threat=self.threat, seed=self.seed)
+            return attack_images(model, images, labels, self.call, threat=self.threat, seed=self.seed)
 
     return ZooAttack
 
