@@ -91,16 +91,18 @@ def official(x: Tensor, name: str, severity: int, root: Path | None = None) -> T
         ZooError: an image is not one of CIFAR-10's test images, or see `cifar10_c`.
     """
     root = data_root(root)
-    images, labels = cifar10_c(f"{name}-{severity}", root)
+    folder, first = _folder(root), (severity - 1) * BLOCK
+    labels = read(folder, "labels")[first : first + BLOCK].astype(np.int64)
     places = _places(str(root), labels.tobytes())
     pixels = (x.detach().cpu() * 255).round().to(torch.uint8)
     try:
-        index = [places[row.numpy().tobytes()] for row in pixels]
+        index = [first + places[row.numpy().tobytes()] for row in pixels]
     except KeyError:
         raise ZooError(
             "cifar10-c: these are not test images of CIFAR-10; measure on the data set cifar10"
         ) from None
-    return torch.from_numpy(images[index]).to(x) / 255
+    images = read(folder, name)[index].transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(images)).to(x) / 255
 
 
 @lru_cache(maxsize=1)
