@@ -1,0 +1,312 @@
+"""Is this robustness real? Checks that masked gradients, randomness and broken contracts do not survive.
+
+After Carlini et al. 2019 ("On Evaluating Adversarial Robustness") and Athalye et al. 2018: each check has a
+paragraph in `MEANING`, and a verdict is data, not a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo import ball, progress
+from zoo.attacks import bind
+from zoo.catalogue import list_models
+from zoo.errors import ZooError
+from zoo.judging import predict
+from zoo.loading import load
+from zoo.pgd import LOSSES, frozen, perturb
+from zoo.registry import registry
+from zoo.spec import resolve
+from zoo.task import Subject, find_examples, find_subject, find_threat
+from zoo.threat import Threat
+
+MEANING = {
+    "zero-gradients": (
+        "Share of images whose loss has an exactly zero or non-finite gradient. A gradient attack then walks "
+        "blindly, and its failure says nothing. Saturated outputs, quantisers and thresholds do this; attack a "
+        "surrogate (BPDA) or the margin of the logits, and trust no cross-entropy attack."
+    ),
+    "loss-against-steps": (
+        "The mean loss that the attack reaches with 1, 5, 20 and 50 steps must not fall. Where more steps "
+        "reach less, the step size or the gradient is wrong, and the accuracy is that of a bad attack."
+    ),
+    "must-reach-zero": (
+        "With the largest budget every image can be turned into any other, so a working attack leaves "
+        "nothing. What is left is the share of images on which the attack does not work."
+    ),
+    "black-box-better": (
+        "Accuracy under Square, which sees no gradient, less that under PGD. A gradient attack knows more; if it "
+        "does worse, the gradients mislead, and the headline must be that of the stronger attack."
+    ),
+    "single-step-better": (
+        "Accuracy under FGSM less that under PGD. Iterating can only help; where it does not, the loss surface "
+        "is rugged around the data, the classic sign of masked gradients (catastrophic overfitting too)."
+    ),
+    "noise-better": (
+        "Accuracy under random noise of the same budget less that under PGD. An attack that noise beats is no "
+        "attack."
+    ),
+    "transfer-better": (
+        "Accuracy on images made against the undefended twin less that under PGD on the model itself. If "
+        "transferred images do better, the model hides its gradient rather than the weakness."
+    ),
+    "surrogate-better": (
+        "Accuracy under PGD through the model's declared surrogates and raw heads less that through its own "
+        "gradient. If a surrogate does better, only attacks through it count."
+    ),
+    "randomised": (
+        "Share of images whose logits change between two forwards. One forward per image then counts luck as "
+        "robustness: declare stochastic=True, attack the mean of several draws, judge by vote."
+    ),
+    "batch-dependent": (
+        "Share of images whose prediction depends on the other images of the batch. An attacker may choose the "
+        "batch, and no number can be repeated without it."
+    ),
+    "softmax-output": (
+        "The outputs are probabilities, not logits. Attacks on logits (margin, DLR, cross-entropy) lose their "
+        "gradient where probabilities saturate; return the logits."
+    ),
+    "input-range": (
+        "Clean accuracy on pixels in [0,1] less the best under other usual ranges (0..255, -1..1, ImageNet's "
+        "normalisation). A model that does better there is being fed the wrong images."
+    ),
+}
+TOLERANCE = 0.02  # accuracies that differ by less are equal, at a few hundred images
+STEPS = (1, 5, 20, 50)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One verdict: the value that was measured, whether it raises the flag, and what else was seen."""
+
+    name: str
+    flagged: bool
+    value: float
+    detail: str = ""
+
+    @property
+    def meaning(self) -> str:
+        """What the check is about and what to do if it is flagged."""
+        return MEANING[self.name]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All checks of one model."""
+
+    name: str
+    n: int
+    threat: str
+    checks: tuple[Check, ...]
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The names of the checks that were flagged."""
+        return tuple(check.name for check in self.checks if check.flagged)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**asdict(self), "checks": [asdict(check) for check in self.checks], "flags": list(self.flags)}
+
+    def table(self) -> str:
+        """For people: a line per check, and the paragraph of each that was flagged."""
+        lines = [f"{self.name}, {self.n} images, {self.threat}"]
+        for check in self.checks:
+            mark = "FLAG" if check.flagged else "ok"
+            lines.append(f"  {mark:4}  {check.name:18}  {check.value:8.4f}  {check.detail}".rstrip())
+        lines += [f"\n{check.name}: {check.meaning}" for check in self.checks if check.flagged]
+        return "\n".join(lines)
+
+
+def diagnose(
+    model_or_name: nn.Module | str,
+    data: Any = None,
+    *,
+    threat: str | Threat | None = None,
+    n: int | None = 500,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    data_root: str | Path | None = None,
+    show_progress: bool = False,
+) -> Diagnosis:
+    """Run every check that applies to a model.
+
+    Args:
+        model_or_name, data, threat, device, seed, data_root, show_progress: as in `zoo.evaluate`.
+        n: images, from the first; fewer if there are fewer. Below a few hundred, flags may be chance.
+
+    Raises:
+        ZooError: as `zoo.evaluate`; or a threat model without a ball (spatial, corruption).
+    """
+    subject = find_subject(model_or_name, device)
+    chosen = find_threat(subject, threat)
+    if chosen.norm not in ("linf", "l2", "l1"):
+        raise ZooError(f"diagnose needs a ball to attack in, not {chosen}; use linf:, l2: or l1:")
+    examples = find_examples(subject, data, None, data_root)
+    work = _Work(subject, examples.x[:n], examples.y[:n], chosen, seed)
+    with frozen(subject.model), progress.show(f"diagnose {subject.name}", show_progress):
+        checks = tuple(work.checks())
+    return Diagnosis(subject.name, len(work.x), str(chosen), checks)
+
+
+class _Work:
+    """The measurements behind the checks; PGD is run once."""
+
+    def __init__(self, subject: Subject, x: Tensor, y: Tensor, threat: Threat, seed: int) -> None:
+        self.subject, self.model = subject, subject.model
+        self.x, self.y, self.threat, self.seed = x, y, threat, seed
+        self.white = 0.0
+
+    def checks(self) -> Iterator[Check]:
+        methods: list[Callable[[], Check | None]] = [self._randomised, self._batch_dependent, self._softmax]
+        methods += [self._range, self._zero_gradients, self._steps, self._reach_zero, self._black_box]
+        methods += [self._single_step, self._noise, self._transfer, self._surrogates]
+        self.white = self._accuracy("pgd(steps=50)")
+        for number, check in enumerate(methods):
+            with progress.part(number + 1, len(methods) + 1):
+                found = check()
+            if found is not None:
+                yield found
+
+    def _accuracy(self, call: str, model: nn.Module | None = None, threat: Threat | None = None) -> float:
+        """Accuracy of the model on what an attack on `model` (itself by default) makes of the images."""
+        threat = threat or self.threat
+        x_adv = bind(call).run(model or self.model, self.x, self.y, threat, self.seed)
+        x_adv = ball.project(threat, self.x, torch.nan_to_num(x_adv, nan=0.5))
+        return float((predict(self.model, x_adv) == self.y).float().mean())
+
+    def _against_white(self, name: str, call: str, detail: str, model: nn.Module | None = None) -> Check:
+        other = self._accuracy(call, model)
+        text = f"{detail} {other:.1%}, pgd(steps=50) {self.white:.1%}"
+        return Check(name, other < self.white - TOLERANCE, round(other - self.white, 6), text)
+
+    @torch.no_grad()
+    def _randomised(self) -> Check:
+        first, second = self._logits(self.x), self._logits(self.x)
+        share = float((first != second).any(1).float().mean())
+        declared = bool(self.subject.spec and self.subject.spec.stochastic)
+        return Check("randomised", share > 0 and not declared, share, "declared" if declared else "")
+
+    @torch.no_grad()
+    def _batch_dependent(self) -> Check:
+        """Each image alone, and in the reversed batch; rounding moves logits by 1e-5, not predictions."""
+        some = self.x[:64]
+        together = self.model(some)
+        alone = torch.cat([self.model(image[None]) for image in some])
+        backwards = self.model(some.flip(0)).flip(0)
+        scale = together.abs().amax().clamp_min(1e-6)
+        moved = [((other - together).abs().amax(1) > 1e-3 * scale) for other in (alone, backwards)]
+        share = float((moved[0] | moved[1]).float().mean())
+        declared = bool(self.subject.spec and self.subject.spec.batch_dependent)
+        random = bool((self.model(some) != together).any())
+        return Check("batch-dependent", share > 0 and not declared and not random, share)
+
+    @torch.no_grad()
+    def _softmax(self) -> Check:
+        logits = self._logits(self.x)
+        sums_to_one = bool((logits.sum(1) - 1).abs().max() < 1e-3)
+        probable = sums_to_one and float(logits.min()) >= 0
+        log_probable = bool((logits.exp().sum(1) - 1).abs().max() < 1e-3) and float(logits.max()) <= 1e-6
+        detail = "log-probabilities, which are harmless" if log_probable else ""
+        return Check("softmax-output", probable, float(probable), detail)
+
+    @torch.no_grad()
+    def _range(self) -> Check:
+        here = self._clean(self.x)
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        shape = (1, -1, 1, 1)
+        views = {"0..255": self.x * 255, "-1..1": self.x * 2 - 1}
+        if self.x.shape[1] == 3:
+            views["ImageNet's normalisation"] = (self.x - mean.to(self.x).view(shape)) / std.to(self.x).view(
+                shape
+            )
+        accuracies = {name: self._clean(x) for name, x in views.items()}
+        best = max(accuracies, key=lambda name: accuracies[name])
+        detail = f"[0,1] {here:.1%}, {best} {accuracies[best]:.1%}"
+        return Check("input-range", accuracies[best] > here + 0.1, round(accuracies[best] - here, 6), detail)
+
+    def _zero_gradients(self) -> Check:
+        """Of the cross-entropy, at a random point of the ball around every image."""
+        start = ball.random_start(self.threat, self.x, self.seed)
+        bad = []
+        for x, y in zip(start.split(128), self.y.split(128), strict=True):
+            x = x.clone().requires_grad_(True)
+            with torch.enable_grad():
+                loss = LOSSES["ce"](self.model(x), y).sum()
+                gradient = torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
+            gradient = torch.zeros_like(x) if gradient is None else gradient
+            flat = gradient.flatten(1)
+            bad.append(~torch.isfinite(flat).all(1) | (flat.abs().amax(1) == 0))
+        share = float(torch.cat(bad).float().mean())
+        return Check("zero-gradients", share > 0.05, round(share, 6))
+
+    def _steps(self) -> Check:
+        """The mean loss with more and more steps, from the images themselves."""
+        losses = []
+        for steps in STEPS:
+            size = min(1.0, 2.5 / steps) * ball.budget(self.threat, self.x)
+            parts = []
+            for x, y in zip(self.x.split(128), self.y.split(128), strict=True):
+                try:
+                    adv = perturb(self.model, x, y, self.threat, steps=steps, step_size=size)
+                except RuntimeError:  # no gradient at all: the check of zero gradients says so
+                    adv = x
+                with torch.no_grad():
+                    parts.append(LOSSES["ce"](self.model(adv), y))
+            losses.append(float(torch.cat(parts).mean()))
+        # FGSM's one long step may beat five short ones of a sound model by a little, 50 never lose to 5.
+        fall = max(losses[1] - losses[3], losses[2] - losses[3], 0.0)
+        detail = ", ".join(f"{steps}: {loss:.3f}" for steps, loss in zip(STEPS, losses, strict=True))
+        return Check("loss-against-steps", fall > 0.1 * abs(losses[3]) + 1e-3, round(fall, 6), detail)
+
+    def _reach_zero(self) -> Check:
+        largest = {"linf": 1.0, "l2": self.x[0].numel() ** 0.5, "l1": float(self.x[0].numel())}
+        threat = Threat(norm=self.threat.norm, eps=largest[self.threat.norm])
+        left = self._accuracy("pgd(steps=50, rel_step=0.05, loss=margin, restarts=2)", threat=threat)
+        left = min(left, self._accuracy("pgd(steps=50, rel_step=0.05)", threat=threat))
+        return Check("must-reach-zero", left > 0.01, round(left, 6), f"at {threat}")
+
+    def _black_box(self) -> Check:
+        return self._against_white("black-box-better", "square(queries=500)", "square(queries=500)")
+
+    def _single_step(self) -> Check:
+        return self._against_white("single-step-better", "fgsm", "fgsm")
+
+    def _noise(self) -> Check:
+        return self._against_white("noise-better", "uniform-noise", "uniform-noise")
+
+    def _transfer(self) -> Check | None:
+        """From weights of the twin that were trained without a defence on the same data."""
+        spec, recipe = self.subject.spec, self.subject.recipe
+        if spec is None or recipe is None or not (twin := spec.twin or spec.name):
+            return None
+        names = [f"{twin}.{r.tag}" for r in registry().recipes(twin) if r.tag.startswith("natural")]
+        at_hand = [name for name in names if name in list_models(pretrained=True, dataset=recipe.dataset)]
+        if not at_hand or at_hand[0] == self.subject.name:
+            return None
+        model = load(at_hand[0], device=self.subject.device)
+        return self._against_white("transfer-better", "pgd(steps=20)", f"from {at_hand[0]}", model)
+
+    def _surrogates(self) -> Check | None:
+        spec = self.subject.spec
+        if spec is None or not spec.views:
+            return None
+        views: dict[str, nn.Module] = resolve(spec.views)(self.model)
+        found = {name: self._accuracy("pgd(steps=20)", view) for name, view in views.items()}
+        best = min(found, key=lambda name: found[name])
+        text = f"{best} {found[best]:.1%}, pgd(steps=50) {self.white:.1%}"
+        value = round(found[best] - self.white, 6)
+        return Check("surrogate-better", value < -TOLERANCE, value, text)
+
+    @torch.no_grad()
+    def _logits(self, x: Tensor) -> Tensor:
+        return torch.cat([self.model(part) for part in x.split(128)])
+
+    def _clean(self, x: Tensor) -> float:
+        return float((self._logits(x).argmax(1) == self.y).float().mean())
