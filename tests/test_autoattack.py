@@ -114,7 +114,7 @@ def test_verdicts_do_not_depend_on_the_batch(name: str, norm: str) -> None:
     alone = torch.cat(
         [
             fooled(model, ALL[name](model, x[i : i + 1], y[i : i + 1], threat, **settings), y[i])
-            for i in range(6)
+            for i in range(3)
         ]
     )
     assert 0 < int(runs[0].sum()) < len(x)
@@ -175,6 +175,44 @@ def test_apgd_is_the_algorithm_of_the_paper() -> None:
         one = slice(i, i + 1)
         want = apgd_restated(model, x[one], y[one], start[one], 0.002, 60)
         assert torch.allclose(adv[one], want, atol=1e-9)
+
+
+def apgd_rows(norm: str, n: int) -> tuple[Any, Any]:
+    """An APGD in the middle of a run of 100 steps on `n` images, and its rows."""
+    model, (x, y) = small_net(), images(n)
+    kind = apgd._L1 if norm == "l1" else apgd._Apgd
+    goals = torch.ones(n, 1, dtype=torch.long)
+    threat = Threat(norm=norm, eps=0.1)
+    method = kind(active.Oracle(model, x, "float32"), threat, lambda z, y, t: z[:, 0], goals, 0, 100, 1)
+    rows = method.start(torch.arange(n), x, y, 0)
+    rows.best = x.clone()
+    return method, rows
+
+
+def test_apgd_halves_where_losses_rise_seldom_or_nothing_changed() -> None:
+    method, rows = apgd_rows("linf", 5)
+    rows.window[:] = 20
+    rows.rises[:] = torch.tensor([14, 15, 15, 15, 0])
+    rows.halved[:] = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0])
+    rows.best_loss[:] = torch.tensor([2.0, 1.0, 1.0, 2.0, 1.0])  # at the last checkpoint: 1
+    rows.check_loss[:] = 1.0
+    method._checkpoint(rows, torch.tensor([True, True, True, True, False]))
+    assert torch.allclose(rows.size, torch.tensor([0.1, 0.1, 0.2, 0.2, 0.2]))
+    assert rows.halved.tolist() == [1, 1, 0, 0, 0]
+    assert rows.window.tolist() == [17, 17, 17, 17, 20]
+
+
+def test_apgd_in_l1_follows_the_sparsity_of_the_best() -> None:
+    method, rows = apgd_rows("l1", 4)
+    for i, count in enumerate((90, 96, 96, 90)):
+        rows.best[i].view(-1)[:count] += 0.01
+    rows.halved[:] = 100
+    rows.window[:] = 2
+    rows.size[:] = torch.tensor([0.03, 0.06, 0.011, 0.03])
+    method._adapt(rows, torch.tensor([True, True, True, False]))
+    # fallen: the largest step again; not fallen: shorter, but no less than eps / 10; not due: as it was
+    assert torch.allclose(rows.size, torch.tensor([0.1, 0.04, 0.01, 0.03]))
+    assert torch.allclose(rows.rises[:3], torch.tensor([60.0, 64.0, 64.0]))
 
 
 def test_targeted_dlr_against_a_loop() -> None:
