@@ -213,6 +213,14 @@ def test_apgd_in_l1_follows_the_sparsity_of_the_best() -> None:
     # fallen: the largest step again; not fallen: shorter, but no less than eps / 10; not due: as it was
     assert torch.allclose(rows.size, torch.tensor([0.1, 0.04, 0.01, 0.03]))
     assert torch.allclose(rows.rises[:3], torch.tensor([60.0, 64.0, 64.0]))
+    method, rows = apgd_rows("l1", 3)
+    rows.best = (rows.x + 0.005).clamp(0, 1)
+    rows.window[:] = 1
+    rows.step[:] = torch.tensor([60, 60, 59])  # the first two enter the last phase: at the best, in eps
+    rows = method.move(rows)
+    assert torch.allclose(rows.adv[:2], ball.project(method.threat, rows.x, rows.best)[:2])
+    assert rows.step.tolist() == [60, 60, 60]
+    assert torch.allclose(rows.size[:2], torch.tensor(0.1))
 
 
 def test_targeted_dlr_against_a_loop() -> None:
