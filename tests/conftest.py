@@ -26,6 +26,7 @@ os.environ.update(
     HF_HUB_DISABLE_PROGRESS_BARS="1",
     HF_HUB_VERBOSITY="error",
     MPLBACKEND="Agg",
+    OMP_WAIT_POLICY="PASSIVE",
 )
 for variable in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "ZOO_WEIGHTS", "ZOO_PLUGINS", "ZOO_STRICT", "ZOO_DATA"):
     os.environ.pop(variable, None)
