@@ -184,8 +184,7 @@ def apgd_rows(norm: str, n: int) -> tuple[Any, Any]:
     goals = torch.ones(n, 1, dtype=torch.long)
     threat = Threat(norm=norm, eps=0.1)
     method = kind(active.Oracle(model, x, "float32"), threat, lambda z, y, t: z[:, 0], goals, 0, 100, 1)
-    rows = method.start(torch.arange(n), x, y, 0)
-    rows.best = x.clone()
+    rows = method.start(torch.arange(n), x, y, 0).take(torch.arange(n))  # copies: a start shares tensors
     return method, rows
 
 
