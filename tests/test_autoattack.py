@@ -203,6 +203,7 @@ def test_apgd_halves_where_losses_rise_seldom_or_nothing_changed() -> None:
 
 def test_apgd_in_l1_follows_the_sparsity_of_the_best() -> None:
     method, rows = apgd_rows("l1", 4)
+    rows.best = rows.x.clone()
     for i, count in enumerate((90, 96, 96, 90)):
         rows.best[i].view(-1)[:count] += 0.01
     rows.halved[:] = 100
