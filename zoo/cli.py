@@ -171,15 +171,32 @@ def plugins(as_json: bool, trace: bool) -> None:
 @click.option("--batch-size", default=256, show_default=True, help="Images of a forward pass that judges.")
 @click.option("--out", type=click.Path(), help="Folder for result.json and examples.safetensors.")
 @click.option("--plot", is_flag=True, help="Also write accuracy.png there.")
+@click.option("--shard", help="Every n-th image from the i-th on, as i/n; put together with 'zoo merge'.")
+@click.option("--plan", "planned", is_flag=True, help="Only say what it would cost.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(
-    name: str, weights: str | None, out: str | None, plot: bool, as_json: bool, **options: Any
+    name: str,
+    weights: str | None,
+    out: str | None,
+    plot: bool,
+    planned: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Measure NAME under a suite of attacks: table, worst case, result.json."""
+    """Measure NAME (or path.py:MyNet) under a suite of attacks: table, worst case, result.json."""
     from zoo.evaluation import evaluate as measure
     from zoo.loading import load
+    from zoo.task import user_model
 
-    subject = name if weights is None else load(name, weights=weights)
+    make = user_model if ".py:" in name else load
+    subject = name if weights is None else make(name, weights=weights)
+    if planned:
+        from zoo import plan
+
+        for unused in ("shard", "batch_size"):
+            options.pop(unused)
+        click.echo(plan.table(plan.plan(subject, **options)))
+        return
     if plot and out is None:
         raise ZooError("--plot needs a folder to write to: add --out DIR")
     if plot:
@@ -190,6 +207,47 @@ def evaluate(
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else result.table())
     if out is not None:
         click.echo(f"wrote {os.path.join(out, 'result.json')}", err=True)
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path())
+@click.option("--out", required=True, type=click.Path(), help="Folder for the merged result.json.")
+def merge(folders: Sequence[str], out: str) -> None:
+    """Merge the results in FOLDERS: shards of the images, or further attacks on the same images."""
+    from zoo.merging import merge as put_together
+
+    click.echo(put_together(folders, out).table())
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--data", help="Data set, if not the recipe's.")
+@click.option("--data-root", type=click.Path(), help="Where data sets lie (or ZOO_DATA).")
+@click.option("--threat", help="Threat model, if not the recipe's.")
+@click.option("-n", "n", type=int, default=500, show_default=True, help="How many images, from the first.")
+@click.option("--device", help="cpu, cuda, ...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def diagnose(name: str, as_json: bool, **options: Any) -> None:
+    """Is the robustness of NAME real? Exit code 1 if a check is flagged."""
+    from zoo.diagnose import diagnose as examine
+
+    found = examine(name, show_progress=True, **options)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
+    sys.exit(1 if found.flags else 0)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("-n", "n", type=int, default=200, show_default=True, help="Images to measure, at least 200.")
+@click.option("--data-root", type=click.Path(), help="Where data sets lie (or ZOO_DATA).")
+@click.option("--device", help="cpu, cuda, ...")
+def verify(name: str, **options: Any) -> None:
+    """Measure a slice of the published result of NAME again; exit code 1 if it does not agree."""
+    from zoo.verify import verify as check
+
+    found = check(name, show_progress=True, **options)
+    click.echo(found.table())
+    sys.exit(0 if found.passed else 1)
 
 
 @cli.command()

@@ -18,13 +18,13 @@ from zoo.result import Result, wilson
 from zoo.weights import save_state
 
 
-def load_verdicts(folder: Path) -> tuple[Result, Verdicts]:
-    """The result.json and examples.safetensors of one folder.
+def load_verdicts(folder: Path, result: Result | None = None) -> tuple[Result, Verdicts]:
+    """The result.json (or a result that is known already) and examples.safetensors of one folder.
 
     Raises:
         ZooError: one of them is missing, damaged, or does not belong to the other.
     """
-    result = Result.load(folder / "result.json")
+    result = result or Result.load(folder / "result.json")
     path = folder / "examples.safetensors"
     try:
         arrays = load_file(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import runpy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 from zoo.catalogue import full_name
 from zoo.data import Data, arrays_sha256, as_labels, as_pixels, load_data
-from zoo.errors import ContractError, ZooError
+from zoo.errors import ContractError, ZooError, unknown
 from zoo.loading import load, name_of
 from zoo.registry import registry
 from zoo.spec import ModelSpec, Recipe
 from zoo.threat import Threat
+from zoo.weights import load_into
 
 
 @dataclass
@@ -74,6 +76,8 @@ def find_subject(model_or_name: nn.Module | str, device: str | torch.device | No
     """
     if isinstance(model_or_name, str):
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if ".py:" in model_or_name:
+            return Subject(user_model(model_or_name).to(target), model_or_name, None, None, target)
         model = load(model_or_name, device=target)
         plain = ":" not in model_or_name
         name = str(full_name(model_or_name)) if plain else str(name_of(model) or model_or_name)
@@ -87,6 +91,34 @@ def find_subject(model_or_name: nn.Module | str, device: str | torch.device | No
     spec = registry().model(known) if known else None
     recipe = next((r for r in registry().recipes(known.model) if r.tag == known.tag), None) if known else None
     return Subject(model, name, spec, recipe, device_of(model))
+
+
+def user_model(text: str, weights: str | Path | None = None) -> nn.Module:
+    """The model that "path.py:Name" builds: a class or function of the user's own file, without arguments.
+
+    Args:
+        text: the path of a Python file, which is executed, and what to call in it.
+        weights: a safetensors file, loaded strictly.
+
+    Raises:
+        ZooError: no such file or name, or it does not build a module.
+        IntegrityError: the weights do not fit.
+    """
+    path_text, _, name = text.rpartition(":")
+    path = Path(path_text).expanduser()
+    if not path.is_file():
+        raise ZooError(f"there is no file {path}; write path.py:MyNet")
+    namespace = runpy.run_path(str(path))
+    if not callable(namespace.get(name)):
+        raise ZooError(
+            str(unknown("class or function", name, [k for k, v in namespace.items() if callable(v)]))
+        )
+    model = namespace[name]()
+    if not isinstance(model, nn.Module):
+        raise ContractError(f"{text} builds a {type(model).__name__}, not a torch module")
+    if weights is not None:
+        load_into(model, Path(weights).expanduser())
+    return model.eval()
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -1,0 +1,127 @@
+"""Is the number on the card the number that anybody measures? Re-measure a slice and compare verdicts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from zoo.catalogue import full_name, local_folder
+from zoo.errors import NoWeights, ZooError
+from zoo.evaluation import evaluate
+from zoo.merging import load_verdicts
+from zoo.registry import registry
+from zoo.result import Result, wilson
+
+AGREEMENT = 0.99
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was published, what was measured now, and whether they agree."""
+
+    name: str
+    n: int
+    published: float  # robust accuracy of all published images
+    interval: tuple[float, float]  # of the slice, 95 %
+    measured: float
+    agreement: float  # share of equal verdicts over the slice and all attacks
+
+    @property
+    def passed(self) -> bool:
+        """99 % of the verdicts agree, and the published accuracy lies in the slice's interval."""
+        return self.agreement >= AGREEMENT and self.interval[0] <= self.published <= self.interval[1]
+
+    def table(self) -> str:
+        """For people."""
+        low, high = self.interval
+        return (
+            f"{self.name}: {'verified' if self.passed else 'NOT VERIFIED'}\n"
+            f"  {self.agreement:.2%} of the stored verdicts on {self.n} images are the same (99 % needed)\n"
+            f"  robust {self.measured:.1%} on these, {low:.1%} to {high:.1%}; published {self.published:.1%}"
+        )
+
+
+def verify(
+    name: str,
+    *,
+    n: int = 200,
+    device: str | torch.device | None = None,
+    data_root: str | Path | None = None,
+    scratch: str | Path | None = None,
+    show_progress: bool = False,
+) -> Verification:
+    """Measure the first `n` images of a card again, by the card's own protocol.
+
+    Args:
+        name: `model.tag` with a card on this machine.
+        n: at least 200, or all images where there are fewer.
+        device, data_root, show_progress: as in `zoo.evaluate`.
+        scratch: a folder for the new result; None keeps it in memory only.
+
+    Raises:
+        NoWeights: there is no card on this machine.
+        ZooError: the card holds no result or verdicts, or its protocol has another version here.
+    """
+    full = full_name(name)
+    folder = local_folder(full)
+    if folder is None:
+        raise NoWeights(f"{full} has no card on this machine; fetch it with 'zoo pull {full} --to DIR'")
+    stored = _stored_result(folder)
+    n = min(max(n, 200), stored.n)
+    suite, further = _suite(stored)
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(scratch) if scratch is not None else Path(temporary)
+        result = evaluate(
+            str(full),
+            stored.dataset,
+            threat=stored.threat,
+            suite=suite,
+            attacks=further,
+            n=n,
+            device=device,
+            seed=stored.seed,
+            out=out,
+            data_root=data_root,
+            show_progress=show_progress,
+        )
+        _, new = load_verdicts(out)
+    _, old = load_verdicts(folder, stored)
+    if result.sha256 != stored.sha256:
+        raise ZooError(f"the card of {full} was measured on other weights than it holds; build it again")
+    same = [new.clean == old.clean[:n], *(new.attacks[call] == old.attacks[call][:n] for call in new.attacks)]
+    robust = int(new.worst.sum())
+    published = stored.robust if stored.robust is not None else float(old.worst.float().mean())
+    agreement = float(torch.cat(same).float().mean())
+    return Verification(str(full), n, published, wilson(robust, n), robust / n, agreement)
+
+
+def _stored_result(folder: Path) -> Result:
+    try:
+        rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ZooError(
+            f"{folder}/results.json cannot be read; fetch the card again with 'zoo pull'"
+        ) from error
+    if not rows:
+        raise ZooError(f"{folder}/results.json holds no result; measure one with 'zoo evaluate'")
+    return Result.from_dict(rows[0])
+
+
+def _suite(stored: Result) -> tuple[str, list[str]]:
+    """The protocol by name, and the attacks that were added to it."""
+    label = stored.protocol.split()[0].rstrip("+")
+    name, _, version = label.partition("@")
+    if name == "custom":
+        return "; ".join(stored.per_attack), []
+    protocol = registry().protocol(name)
+    if str(protocol.version) != version:
+        raise ZooError(
+            f"{label} is {name}@{protocol.version} here; results of different protocols do not compare"
+        )
+    size = len(protocol.attacks) - ("own" in protocol.attacks and not stored.extra.get("own_attack"))
+    return name, list(stored.per_attack)[size:]
