@@ -102,6 +102,8 @@ def pgd(
         seed=seed,
         early_stop=early_stop,
     )
+    if precision not in (None, "float32", "bfloat16"):
+        raise unknown("precision", str(precision), ("float32", "bfloat16"))
     with frozen(model):
         chosen = precision or choose(model, x.device)
         fast = attack_copy(model, chosen, x[:2])

@@ -110,6 +110,7 @@ ATTACKS = [
             "random_start": True,
             "momentum": 0.0,
             "loss": "ce",
+            "precision": None,
         },
     ),
     Attack(
@@ -214,9 +215,24 @@ PROTOCOLS = [
         summary="FGSM, PGD-20 and the model's own adaptive attack",
     ),
     Protocol(
+        name="standard",
+        version=1,
+        attacks=(
+            "fgsm",
+            "pgd(steps=20)",
+            "own",
+            "pgd(steps=100, loss=margin, restarts=3)",
+            "square(queries=1000)",
+            "pgd(steps=20, precision=float32)",
+        ),
+        cascade=True,
+        summary="quick, then PGD-100 on the margin with restarts, Square, and PGD-20 in float32",
+    ),
+    Protocol(
         name="autoattack",
         version=1,
         attacks=("apgd-ce", "apgd-t", "fab-t", "square"),
+        cascade=True,
         summary="the standard settings of AutoAttack: 100 steps, 9 targets, 5,000 queries (Croce and Hein 2020)",
     ),
     Protocol(

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from zoo import ball
 from zoo.pgd import pgd as _pgd
+from zoo.precision import Precision
 from zoo.threat import Threat
 
 
@@ -35,6 +36,7 @@ def pgd(
     random_start: bool = True,
     momentum: float = 0.0,
     loss: str = "ce",
+    precision: Precision | None = None,
 ) -> Tensor:
     """Projected gradient ascent; see `zoo.pgd.pgd` for what differs from Madry et al. (2018).
 
@@ -45,6 +47,7 @@ def pgd(
         rel_step: step length as a share of the budget; default 2.5 / steps.
         restarts, random_start, momentum: as in `zoo.pgd.pgd`.
         loss: "ce", "margin" or "dlr".
+        precision: "float32" or "bfloat16"; default what hardware and model allow.
     """
     size = None if rel_step is None else rel_step * ball.budget(threat, x)
     return _pgd(
@@ -59,4 +62,5 @@ def pgd(
         momentum=momentum,
         loss=loss,
         seed=seed,
+        precision=precision,
     )
