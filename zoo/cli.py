@@ -225,6 +225,7 @@ def merge(folders: Sequence[str], out: str) -> None:
 @click.option("--data-root", type=click.Path(), help="Where data sets lie (or ZOO_DATA).")
 @click.option("--threat", help="Threat model, if not the recipe's.")
 @click.option("-n", "n", type=int, default=500, show_default=True, help="How many images, from the first.")
+@click.option("--only", multiple=True, help="Name of a check; all without it.")
 @click.option("--device", help="cpu, cuda, ...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def diagnose(name: str, as_json: bool, **options: Any) -> None:

@@ -6,8 +6,9 @@ paragraph in `MEANING`, and a verdict is data, not a warning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from zoo import ball, progress
 from zoo.attacks import bind
 from zoo.catalogue import list_models
-from zoo.errors import ZooError
+from zoo.errors import ZooError, unknown
 from zoo.judging import predict
 from zoo.loading import load
 from zoo.pgd import LOSSES, frozen, perturb
@@ -130,6 +131,7 @@ def diagnose(
     *,
     threat: str | Threat | None = None,
     n: int | None = 500,
+    only: Sequence[str] = (),
     device: str | torch.device | None = None,
     seed: int = 0,
     data_root: str | Path | None = None,
@@ -140,18 +142,21 @@ def diagnose(
     Args:
         model_or_name, data, threat, device, seed, data_root, show_progress: as in `zoo.evaluate`.
         n: images, from the first; fewer if there are fewer. Below a few hundred, flags may be chance.
+        only: names of checks; empty runs all.
 
     Raises:
         ZooError: as `zoo.evaluate`; or a threat model without a ball (spatial, corruption).
     """
     subject = find_subject(model_or_name, device)
     chosen = find_threat(subject, threat)
+    if strange := [name for name in only if name not in MEANING]:
+        raise unknown("check", strange[0], MEANING)
     if chosen.norm not in ("linf", "l2", "l1"):
         raise ZooError(f"diagnose needs a ball to attack in, not {chosen}; use linf:, l2: or l1:")
     examples = find_examples(subject, data, None, data_root)
     work = _Work(subject, examples.x[:n], examples.y[:n], chosen, seed)
     with frozen(subject.model), progress.show(f"diagnose {subject.name}", show_progress):
-        checks = tuple(work.checks())
+        checks = tuple(work.checks(only))
     return Diagnosis(subject.name, len(work.x), str(chosen), checks)
 
 
@@ -161,18 +166,34 @@ class _Work:
     def __init__(self, subject: Subject, x: Tensor, y: Tensor, threat: Threat, seed: int) -> None:
         self.subject, self.model = subject, subject.model
         self.x, self.y, self.threat, self.seed = x, y, threat, seed
-        self.white = 0.0
 
-    def checks(self) -> Iterator[Check]:
-        methods: list[Callable[[], Check | None]] = [self._randomised, self._batch_dependent, self._softmax]
-        methods += [self._range, self._zero_gradients, self._steps, self._reach_zero, self._black_box]
-        methods += [self._single_step, self._noise, self._transfer, self._surrogates]
-        self.white = self._accuracy("pgd(steps=50)")
-        for number, check in enumerate(methods):
-            with progress.part(number + 1, len(methods) + 1):
-                found = check()
+    def checks(self, only: Sequence[str] = ()) -> Iterator[Check]:
+        """The wanted checks, in the order of `MEANING`, as far as they apply to the model."""
+        methods: dict[str, Callable[[], Check | None]] = {
+            "zero-gradients": self._zero_gradients,
+            "loss-against-steps": self._steps,
+            "must-reach-zero": self._reach_zero,
+            "black-box-better": self._black_box,
+            "single-step-better": self._single_step,
+            "noise-better": self._noise,
+            "transfer-better": self._transfer,
+            "surrogate-better": self._surrogates,
+            "randomised": self._randomised,
+            "batch-dependent": self._batch_dependent,
+            "softmax-output": self._softmax,
+            "input-range": self._range,
+        }
+        wanted = [name for name in MEANING if name in (only or MEANING)]
+        for number, name in enumerate(wanted):
+            with progress.part(number, len(wanted)):
+                found = methods[name]()
             if found is not None:
                 yield found
+
+    @cached_property
+    def white(self) -> float:
+        """Accuracy under the attack that every other one is compared with."""
+        return self._accuracy("pgd(steps=50)")
 
     def _accuracy(self, call: str, model: nn.Module | None = None, threat: Threat | None = None) -> float:
         """Accuracy of the model on what an attack on `model` (itself by default) makes of the images."""
