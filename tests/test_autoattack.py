@@ -300,6 +300,23 @@ def test_fab_without_early_stop_returns_closer_images() -> None:
         assert bool((ratio <= most).all())
 
 
+def test_fab_notes_only_what_is_closer_and_confirmed() -> None:
+    model, x = Linear(), near_grey(3)
+    y = model(x).argmax(1)
+    away = -model.w.detach() * torch.where(y == 0, 1.0, -1.0)[:, None, None, None]
+    threat, goals = Threat(norm="l2", eps=9.0), (1 - y)[:, None]
+    oracle = active.Oracle(model, x, "float32")
+    method = fab._Fab(oracle, threat, goals, 0, 10, 1, (0.1, 1.05, 0.9), False)
+    method.closest, method.smallest = x.clone(), torch.full((3,), torch.inf)
+    rows = method.start(torch.arange(3), x, y, 0)
+    near = optimum(model, x, "l2")[:, None, None, None] * away / model.w.detach().norm()
+    for factors in ((1.5, 2.0, 0.5), (1.2, 3.0, 0.6), (1.4, 1.1, 0.7)):  # the third never flips
+        rows.adv = x + torch.tensor(factors)[:, None, None, None] * near
+        method._note(rows, torch.ones(3, dtype=torch.bool))
+    want = x + torch.tensor([1.2, 1.1, 0.0])[:, None, None, None] * near
+    assert torch.allclose(method.closest, want)
+
+
 def test_square_covers_the_published_shares() -> None:
     method = square._Square(None, Threat(norm="linf", eps=0.1), 0, 5000, 1, 0.8)  # type: ignore[arg-type]
     queries = torch.tensor([1, 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 2000, 2001, 4000, 4001])
