@@ -22,6 +22,20 @@ MODELS = [
         tiny={"width": 8},
     ),
     ModelSpec(
+        name="resnet20-cifar",
+        arch="zoo_base.cifar_resnet:resnet20_cifar",
+        summary="ResNet-20 for 32x32 images, 16 to 64 channels",
+        paper="https://arxiv.org/abs/1512.03385",
+        tiny={"width": 8},
+    ),
+    ModelSpec(
+        name="resnet32-cifar",
+        arch="zoo_base.cifar_resnet:resnet32_cifar",
+        summary="ResNet-32 for 32x32 images, 16 to 64 channels",
+        paper="https://arxiv.org/abs/1512.03385",
+        tiny={"width": 8},
+    ),
+    ModelSpec(
         name="wrn28-10-cifar",
         arch="zoo_base.wide_resnet:wrn28_10_cifar",
         summary="WRN-28-10 with a stem for 32x32 images",
@@ -51,6 +65,22 @@ RECIPES = [
         threat=DIGITS,
         model_kwargs=SMALL,
         stages=(Stage(epochs=40, objective="zoo_base.recipe:natural", schedule="onecycle(peak=0.25)"),),
+    ),
+    Recipe(
+        model="resnet32-cifar",
+        tag="fgsm_rs_linf8_cifar10_jpeg",
+        summary="single-step adversarial training from a random start on CIFAR-10 as JPEG",
+        dataset="cifar10-jpeg",
+        threat=Threat.parse("linf:8/255"),
+        stages=(
+            Stage(
+                epochs=8,
+                objective="zoo_base.recipe:fgsm_rs",
+                optimizer="sgd(lr=0.2, momentum=0.9, weight_decay=0.0005)",
+                schedule="onecycle(peak=0.4)",
+                augment="crop(padding=4) flip()",
+            ),
+        ),
     ),
 ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch.nn.functional as F
 from timm.models import register_model
@@ -71,7 +71,7 @@ class CifarResNet(Classifier):
         global_pool: "avg", "max" or "" as in timm.
     """
 
-    feature_names = ("act1", "layer1", "layer2", "layer3", "layer4")
+    feature_names: ClassVar[tuple[str, ...]] = ("act1", "layer1", "layer2", "layer3", "layer4")
 
     def __init__(
         self,
@@ -85,9 +85,10 @@ class CifarResNet(Classifier):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
-        if len(layers) != 4:
-            raise ContractError(f"layers={tuple(layers)} must name the blocks of 4 stages")
-        widths = [width * 2**stage for stage in range(4)]
+        count = len(self.feature_names) - 1
+        if len(layers) != count:
+            raise ContractError(f"layers={tuple(layers)} must name the blocks of {count} stages")
+        widths = [width * 2**stage for stage in range(count)]
         self.normalize = Normalize(pixel_mean, pixel_std, in_chans)
         self.conv1 = nn.Conv2d(in_chans, width, 3, 1, 1, bias=False)
         self.bn1 = make_norm(norm, width)
@@ -99,7 +100,7 @@ class CifarResNet(Classifier):
             made = [BasicBlock(i, channels, s, norm) for i, s in zip(inputs, strides, strict=True)]
             self.add_module(f"layer{stage + 1}", nn.Sequential(*made))
             before = channels
-        self.set_features([width, *widths], [1, 1, 2, 4, 8])
+        self.set_features([width, *widths], [1, *(2**stage for stage in range(count))])
         self.set_head(widths[-1], num_classes, global_pool)
 
     def blocks(self) -> list[tuple[str, BasicBlock]]:
@@ -116,6 +117,15 @@ class CifarResNet(Classifier):
             yield x
 
 
+class ThinResNet(CifarResNet):
+    """The narrow ResNets of He et al. 2016, section 4.2: three stages of 16, 32 and 64 channels.
+
+    Deviation: shortcuts that change the width are 1x1 convolutions, not zero padding.
+    """
+
+    feature_names = ("act1", "layer1", "layer2", "layer3")
+
+
 default_cfgs = timm_cfgs([spec for spec in MODELS if spec.arch.startswith(__name__ + ":")], RECIPES)
 
 
@@ -129,3 +139,15 @@ def resnet10_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-18 for 32x32 images: two blocks per stage; 11,173,962 parameters."""
     return build(CifarResNet, "resnet18_cifar", pretrained, **{"layers": (2, 2, 2, 2), **kwargs})
+
+
+@register_model
+def resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-20: three stages of three blocks from 16 channels on."""
+    return build(ThinResNet, "resnet20_cifar", pretrained, **{"layers": (3, 3, 3), "width": 16, **kwargs})
+
+
+@register_model
+def resnet32_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-32: three stages of five blocks from 16 channels on."""
+    return build(ThinResNet, "resnet32_cifar", pretrained, **{"layers": (5, 5, 5), "width": 16, **kwargs})

@@ -45,6 +45,30 @@ def pgd_at(
     return F.cross_entropy(logits, y), {"robust_accuracy": accuracy(logits, y)}
 
 
+def fgsm_rs(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    step: Step,
+    alpha: float = 1.25,
+) -> tuple[Tensor, dict[str, float]]:
+    """Single-step adversarial training from a uniform start (Wong et al. 2020); RFGSM in the theses.
+
+    The gradient is taken in eval mode, as in the other baselines; Wong et al. take it in train mode.
+
+    Args:
+        model, x, y, threat, step: see `zoo.training`.
+        alpha: step length as a share of eps; 10/255 at eps 8/255.
+    """
+    start = ball.project(threat, x, x + threat.eps * step.uniform(x))
+    size = alpha * ball.budget(threat, x)
+    x_adv = perturb(model, x, y, threat, steps=1, step_size=size, start=start, precision=step.precision)
+    logits, _ = step.forward(x_adv, y)
+    return F.cross_entropy(logits, y), {"robust_accuracy": accuracy(logits, y)}
+
+
 def accuracy(logits: Tensor, y: Tensor) -> float:
     """The share of right answers in a batch."""
     return float((logits.argmax(1) == y).float().mean())
