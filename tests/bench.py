@@ -84,7 +84,74 @@ def models() -> list[Row]:
     return [row("cifs-resnet18 forward + backward", "resnet18-cifar", ratio, "x the time", **settings)]
 
 
-SECTIONS = {"startup": startup, "models": models}
+def evaluation() -> list[Row]:
+    """PGD of the zoo against torchattacks and ART, on a defended and an undefended network."""
+    rows = []
+    for name, steps, repeats in ((DEFENDED, 20, 3), (DEFENDED, 100, 1), (UNDEFENDED, 100, 1)):
+        rows += _pgd_rows(name, steps, repeats)
+    return rows
+
+
+DEFENDED = "resnet32-cifar.fgsm_rs_linf8_cifar10_jpeg"
+UNDEFENDED = "resnet32-cifar.natural_cifar10_jpeg"
+BATCH, IMAGES, EPS = 128, 512, 8 / 255
+
+
+def _pgd_rows(name: str, steps: int, repeats: int) -> list[Row]:
+    import torch
+    import torchattacks
+    from art.attacks.evasion import ProjectedGradientDescent
+
+    import zoo
+    from zoo.pgd import pgd
+
+    model = zoo.load(name)
+    data = zoo.data.load_data("cifar10-jpeg", "test", root=_data_root()).subset(IMAGES)
+    x, y = data.pixels(), data.labels
+    assert y is not None
+    threat, size = zoo.Threat.parse("linf:8/255"), EPS / 8 if steps == 20 else EPS / 40
+    theirs = torchattacks.PGD(model, eps=EPS, alpha=size, steps=steps, random_start=True)
+    art = ProjectedGradientDescent(
+        zoo.adapters.to_art(model),
+        eps=EPS, eps_step=size, max_iter=steps, num_random_init=1, batch_size=BATCH, verbose=False,
+    )  # fmt: skip
+
+    def ours(**options: Any) -> torch.Tensor:
+        return pgd(model, x, y, threat, steps=steps, step_size=size, batch_size=BATCH, **options)
+
+    def batches() -> torch.Tensor:
+        return torch.cat([theirs(a, b) for a, b in zip(x.split(BATCH), y.split(BATCH), strict=True)])
+
+    tasks: dict[str, Callable[[], object]] = {
+        "zoo": ours,
+        "zoo, no early stop": lambda: ours(early_stop=False),
+        "zoo, float32": lambda: ours(precision="float32"),
+        "torchattacks": batches,
+        "art": lambda: torch.from_numpy(art.generate(x.numpy(), y.numpy())),
+    }
+    found: dict[str, Any] = {}
+    timed = {k: (lambda k=k, t=t: found.__setitem__(k, t())) for k, t in tasks.items()}
+    seconds = alternate(timed, repeats)
+    with torch.no_grad():
+        right = {k: float((model(adv).argmax(1) == y).float().mean()) for k, adv in found.items()}
+    settings = {"images": IMAGES, "batch": BATCH, "steps": steps, "threads": torch.get_num_threads()}
+    settings |= {"robust": {k: round(v, 4) for k, v in right.items()}, "repeats": repeats}
+    label = f"PGD-{steps} {name.split('.')[1].split('_')[0]}"
+    print(f"{label}: robust {', '.join(f'{k} {v:.1%}' for k, v in right.items())}", flush=True)
+    own = ("zoo", "zoo, no early stop", "zoo, float32")
+    return [
+        row(f"{label}, {mine}", other, seconds[other] / seconds[mine], "x faster", **settings)
+        for mine in own
+        for other in ("torchattacks", "art")
+    ]
+
+
+def _data_root() -> str:
+    shared = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+    return os.environ.get("ZOO_DATA") or str(shared)
+
+
+SECTIONS = {"startup": startup, "models": models, "evaluation": evaluation}
 
 
 def main() -> None:

@@ -82,6 +82,22 @@ RECIPES = [
             ),
         ),
     ),
+    Recipe(
+        model="resnet32-cifar",
+        tag="natural_cifar10_jpeg",
+        summary="plain training on CIFAR-10 as JPEG",
+        dataset="cifar10-jpeg",
+        threat=Threat.parse("linf:8/255"),
+        stages=(
+            Stage(
+                epochs=6,
+                objective="zoo_base.recipe:natural",
+                optimizer="sgd(lr=0.2, momentum=0.9, weight_decay=0.0005)",
+                schedule="onecycle(peak=0.4)",
+                augment="crop(padding=4) flip()",
+            ),
+        ),
+    ),
 ]
 
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
