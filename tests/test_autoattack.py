@@ -358,6 +358,8 @@ def test_square_in_l2_spends_the_whole_budget() -> None:
         assert bool(((rows.adv != rows.best).flatten(1).any(1)).all())
         assert torch.allclose(ball.distance(threat, x, rows.adv), torch.tensor(1.0), atol=1e-3)
         rows.best = rows.adv
+    rows.best = x + (rows.best - x) / 2  # what clipping has left unused is spent again
+    assert torch.allclose(ball.distance(threat, x, method._proposal(rows)), torch.tensor(1.0), atol=1e-3)
     pattern = square.bump(7)
     assert pattern.shape == (7, 7)
     assert bool((pattern[:3] > 0).all())
@@ -400,6 +402,28 @@ def test_a_finding_counts_only_when_the_model_confirms_it(name: str, monkeypatch
     honest = int(fooled(model, adv, y).sum())
     assert honest > len(x) // 2 if name != "fab-t" else honest >= 0
     assert bool(((adv != x).flatten(1).any(1) | (name == "fab-t")).all())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_fooled_images_cost_nothing_more(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (x, _) = small_net(), images(20)
+    asked = 0
+    answer, ascend = active.Oracle.logits, active.Oracle.ascend
+
+    def count(function: Any) -> Any:
+        def counted(self: active.Oracle, x: Tensor, *rest: Any) -> Any:
+            nonlocal asked
+            asked += len(x)
+            return function(self, x, *rest)
+
+        return counted
+
+    monkeypatch.setattr(active.Oracle, "logits", count(answer))
+    monkeypatch.setattr(active.Oracle, "ascend", count(ascend))
+    y = model(x).argmax(1)
+    adv = ALL[name](model, x, y, Threat(norm="linf", eps=0.2), seed=0)
+    assert bool(fooled(model, adv, y).all())
+    assert 20 <= asked <= 20 * 25  # of 100 steps or 200 queries
 
 
 @pytest.mark.parametrize("name", ALL)
