@@ -69,10 +69,17 @@ def check_params(spec: Attack, params: Mapping[str, Any]) -> None:
 
     Raises:
         UnknownName: with the nearest names.
+        ZooError: a value of another kind than the default (where that is not None).
     """
-    for key in params:
+    for key, value in params.items():
         if key not in spec.params:
             raise unknown(f"parameter of {spec.name}", key, spec.params)
+        default = spec.params[key]
+        kinds = {bool: bool, int: int, float: (int, float), str: (str, int, float)}
+        wanted: Any = kinds.get(type(default))
+        odd = isinstance(value, bool) and type(default) is not bool
+        if wanted is not None and (odd or not isinstance(value, wanted)):
+            raise ZooError(f"{spec.name}: {key}={value!r} does not fit; it is {default!r} by default")
 
 
 def _bind_toolkit(call: Call) -> BoundAttack:

@@ -55,10 +55,8 @@ def inside(threat: Threat, x: Tensor, x_adv: Tensor) -> Tensor:
     if not threat.norm:
         return finite & in_range
     limit = budget(threat, x)
+    # Of a zero-mean threat only the norm: the definition is before the clip to [0,1], which moves the mean.
     obeys = distance(threat, x, x_adv) <= limit * (1 + TOLERANCE) + 1e-6
-    if threat.kind == "ball+zeromean":
-        # Clipping to [0,1] after the projection moves the mean; the definition is before the clip.
-        return finite & in_range & obeys
     return finite & in_range & obeys
 
 
@@ -147,7 +145,7 @@ def random_start(threat: Threat, x: Tensor, seed: int) -> Tensor:
 def _noise(image: Tensor, seed: int, norm: str) -> Tensor:
     """Noise of norm at most 1, drawn from a generator that is keyed by the image's bytes and the seed."""
     key = hashlib.blake2b(
-        image.contiguous().numpy().tobytes(), digest_size=7, salt=seed.to_bytes(8, "little")
+        image.contiguous().numpy().tobytes(), digest_size=7, salt=(seed % 2**64).to_bytes(8, "little")
     )
     generator = torch.Generator().manual_seed(int.from_bytes(key.digest(), "little"))
     if norm == "linf":

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from zoo import progress
 from zoo.attacks import BoundAttack, Suite, bind, expand
-from zoo.data import Data, as_pixels
-from zoo.errors import ContractError
+from zoo.data import Data, as_labels, as_pixels
+from zoo.errors import ContractError, ZooError
 from zoo.journal import Journal
 from zoo.judging import Judge, Verdicts, enforce, vote
 from zoo.nn import ExpectationOverTransformation
 from zoo.pgd import frozen
 from zoo.precision import choose
 from zoo.result import Result, wilson
-from zoo.task import Examples, Subject, device_of, find_examples, find_subject, find_threat
+from zoo.task import Examples, Subject, check_output, find_examples, find_subject, find_threat
 from zoo.threat import Threat
 from zoo.weights import save_state, state_sha256
 
@@ -80,6 +80,11 @@ def evaluate(
         ZooError: unknown names, no data or threat to be had, a missing extra.
     """
     started = time.monotonic()
+    if batch_size < 1:
+        raise ZooError(f"batch_size={batch_size} must be at least 1")
+    attacks = [attacks] if isinstance(attacks, str) else list(attacks)
+    for call in attacks:
+        bind(call)  # a misspelt attack is refused before a model is loaded
     subject = find_subject(model_or_name, device)
     chosen = find_threat(subject, threat)
     examples = find_examples(subject, data, n, data_root)
@@ -89,8 +94,8 @@ def evaluate(
     digest = state_sha256(subject.model)
     judge = Judge(subject.model, batch_size, DRAWS if random else 1, seed)
     plan = _Plan(subject, examples, chosen, bound, judge, seed, digest, show_progress)
-    journal = Journal(Path(out) if out is not None else None, plan.key)
     with frozen(subject.model):
+        journal = Journal(Path(out) if out is not None else None, plan.key)
         verdicts = plan.measure(journal)
     if state_sha256(subject.model) != digest:
         journal.close()
@@ -107,7 +112,7 @@ def attack(model: nn.Module, x: Any, y: Any, call: str, *, threat: str | Threat,
     """Attack images with any registered or toolkit attack.
 
     Args:
-        model: pixels `[N,C,H,W]` in [0,1] to logits `[N,K]`.
+        model: pixels `[N,C,H,W]` in [0,1] to logits `[N,K]`, or a name.
         x, y: images and int labels, torch or numpy.
         call: such as "pgd(steps=20)" or "torchattacks:CW(c=1)".
         threat: such as "linf:8/255".
@@ -119,13 +124,13 @@ def attack(model: nn.Module, x: Any, y: Any, call: str, *, threat: str | Threat,
     Raises:
         ZooError: see `zoo.attacks.bind` and `zoo.data.as_pixels`.
     """
-    threat = Threat.parse(threat) if isinstance(threat, str) else threat
-    device = device_of(model)
-    images = as_pixels(x).to(device)
-    labels = torch.as_tensor(y, dtype=torch.int64, device=device)
     bound = bind(call)
-    x_adv = bound.run(model, images, labels, bound.threat or threat, seed)
-    return enforce(bound.threat or threat, images, x_adv)[0]
+    subject = find_subject(model, None)
+    chosen = bound.threat or find_threat(subject, threat)
+    images = as_pixels(x).to(subject.device)
+    labels = as_labels(y, len(images), check_output(subject, images[:2])).to(subject.device)
+    x_adv = bound.run(subject.model, images, labels, chosen, seed)
+    return enforce(chosen, images, x_adv)[0]
 
 
 @dataclass
@@ -156,7 +161,11 @@ class _Plan:
     @property
     def key(self) -> list[str]:
         """What the journal's entries depend on."""
-        return [self.digest, self.examples.sha256, str(self.examples.index.tolist()), self.protocol]
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            logits = self.subject.model(self.examples.x[:2])  # the same weights may serve another function
+        function = logits.float().cpu().numpy().tobytes().hex()
+        return [self.digest, function, self.examples.sha256, str(self.examples.index.tolist()), self.protocol]
 
     def measure(self, journal: Journal) -> Verdicts:
         """Clean images, then attack after attack, batch by batch."""
@@ -228,6 +237,9 @@ class _Plan:
         robust = int(verdicts.worst.sum())
         names = {item.call.name for item in self.suite.attacks}
         complete = bool(names) and (not own or bind(own).call.name in names)
+        flags = set(verdicts.flags)
+        if own and complete and str(bind(own)) not in verdicts.attacks:
+            flags.add("own-attack-changed")
         return Result(
             name=self.subject.name,
             sha256=self.digest,
@@ -240,7 +252,7 @@ class _Plan:
             robust=robust / n if complete else None,
             per_attack={call: int(v.sum()) / n for call, v in verdicts.attacks.items()},
             interval=wilson(robust, n) if complete else None,
-            flags=tuple(sorted(verdicts.flags)),
+            flags=tuple(sorted(flags)),
             protocol=self.protocol,
             seed=self.seed,
             device=str(self.subject.device),

@@ -77,8 +77,17 @@ def vote(draws: Tensor) -> Tensor:
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
-    """Predicted classes `[N]`, in batches."""
-    parts = [model(x[i : i + batch_size]).argmax(1) for i in range(0, len(x), batch_size)]
+    """Predicted classes `[N]`, in batches.
+
+    Raises:
+        ContractError: a logit is NaN.
+    """
+    parts = []
+    for i in range(0, len(x), batch_size):
+        logits = model(x[i : i + batch_size])
+        if bool(torch.isnan(logits).any()):
+            raise ContractError("the model returns NaN logits; accuracy would count them as class 0")
+        parts.append(logits.argmax(1))
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long, device=x.device)
 
 
@@ -100,6 +109,8 @@ def enforce(threat: Threat, x: Tensor, x_adv: Tensor) -> tuple[Tensor, set[str]]
     if bool(broken.any()):
         flags.add("nan")
         x_adv = torch.where(broken[:, None, None, None], x, x_adv)
+    if threat.kind == "ball+zeromean":
+        x_adv = ball.project(threat, x, x_adv)  # clipping hides how far a mean was moved, so never trust it
     if not bool(ball.inside(threat, x, x_adv).all()):
         flags.add("outside-threat")
         x_adv = ball.project(threat, x, x_adv) if threat.norm else x_adv

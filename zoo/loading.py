@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from torch import nn
 
 from zoo import hub
 from zoo.catalogue import WEIGHTS_FILE, default_tag, full_name, local_folder
-from zoo.errors import ContractError, IntegrityError, NoWeights
+from zoo.errors import ContractError, IntegrityError, NoWeights, ZooError
 from zoo.grammar import Name
 from zoo.nn import Classifier
 from zoo.registry import registry
 from zoo.spec import ModelSpec, Recipe, resolve
-from zoo.weights import load_into
+from zoo.weights import check_state, load_into, read_state
 
 REMOTE = ("hf-hub:", "local-dir:")
 # Arguments of `build_model_with_cfg` that a caller may use; `pretrained_strict` and its like are not among
@@ -59,7 +60,7 @@ def load(
         IntegrityError: the weights are not what they should be, or do not fit `kwargs`.
         ContractError: the architecture has no such argument.
     """
-    if name.startswith(REMOTE):
+    if isinstance(name, str) and name.startswith(REMOTE):
         folder = hub.open_repository(name)
         return _finish(_from_folder(folder, kwargs), device)
     parsed = full_name(name)
@@ -93,7 +94,11 @@ def create(name: Name, kwargs: Mapping[str, Any]) -> nn.Module:
     """The architecture of a name through `timm.create_model`, with the arguments of its recipe, no weights."""
     spec = registry().model(name)
     resolve(spec.arch)
-    return timm.create_model(name.timm, pretrained=False, **kwargs)
+    try:
+        return timm.create_model(name.timm, pretrained=False, **kwargs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise ContractError(f"{name} cannot be built with {dict(kwargs)}: {reason}") from error
 
 
 def _from_folder(folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -104,16 +109,42 @@ def _from_folder(folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
     resolve(spec.arch)
     arguments = {**config.get("model_args", {}), **kwargs}
     arguments.setdefault("num_classes", config.get("num_classes", spec.num_classes))
-    model = timm.create_model(
-        spec.timm_name, pretrained=False, pretrained_cfg=config["pretrained_cfg"], **arguments
-    )
+    state = read_state(folder / WEIGHTS_FILE)
+    plain = {k: v for k, v in arguments.items() if k not in ("features_only", "out_indices")}
+    build = partial(timm.create_model, spec.timm_name, pretrained_cfg=config["pretrained_cfg"])
+    try:
+        with torch.device("meta"):  # a hostile width costs nothing before the shapes are compared
+            skeleton = build(**plain)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise IntegrityError(f"{folder}: model_args cannot build {spec.name}: {reason}") from error
+    check_state(skeleton, state, WEIGHTS_FILE)
+    if plain != arguments:
+        overlay = {"file": str(folder / WEIGHTS_FILE)}
+        return build(pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+    model = build(**arguments)
     load_into(model, folder / WEIGHTS_FILE)
     return model
 
 
 def _finish(model: nn.Module, device: str | torch.device | None) -> nn.Module:
     model = model.eval()
-    return model if device is None else model.to(device)
+    return model if device is None else model.to(find_device(device))
+
+
+def find_device(device: str | torch.device | None) -> torch.device:
+    """The device that was asked for; None is the first GPU, or the CPU.
+
+    Raises:
+        ZooError: there is no such device on this machine.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise ZooError(f"device {str(device)!r} cannot be used here ({reason}); use cpu") from error
 
 
 def name_of(model: nn.Module) -> Name | None:

@@ -90,6 +90,9 @@ def pgd(
         Adversarial images, shape and dtype of `x`; an image that never fooled the model comes back as its
         last iterate.
     """
+    for what, value in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
+        if value < 1:
+            raise ZooError(f"pgd: {what}={value} must be at least 1")
     if not len(x):
         return x.clone()
     options = _Options(
@@ -251,7 +254,7 @@ class _Run:
         self.result = x.clone()
         self.waiting = torch.arange(len(x), device=x.device)
         self.again: list[_Pool] = []  # images that start their next restart
-        self.doubtful = self._start(self.waiting[:0], 0)  # found in bfloat16, to be confirmed
+        self.doubtful = self._start(self.waiting[:0], 0)  # found on the fast copy, to be confirmed
         self.finished = 0
 
     def run(self, batch_size: int) -> Tensor:
@@ -323,7 +326,7 @@ class _Run:
         return logits.argmax(1) != y
 
     def _found(self, pool: _Pool) -> None:
-        if self.precision == "float32":
+        if self.fast is self.model:
             self._keep(pool)
         else:
             self.doubtful = self.doubtful.join(pool)
@@ -335,8 +338,10 @@ class _Run:
     def _end(self, pool: _Pool) -> None:
         """The images whose steps are used up and that still stand."""
         self.result[pool.index] = pool.adv
-        if self.precision != "float32" and self.options.early_stop:
-            with torch.no_grad():  # bfloat16 errs towards robust: the last iterate is judged in float32
+        if self.fast is not self.model and self.options.early_stop:
+            with (
+                torch.no_grad()
+            ):  # bfloat16 errs towards robust: the last iterate is judged by the model itself
                 broken = self.model(pool.adv).argmax(1) != pool.y
             self.finished += int(broken.sum())
             pool = pool.take(~broken)
@@ -348,7 +353,7 @@ class _Run:
 
     @torch.no_grad()
     def _confirm(self) -> _Pool:
-        """Judge what bfloat16 found by the float32 model; what stands there takes its next step."""
+        """Judge what the fast copy found by the model itself; what stands there takes its next step."""
         pool, self.doubtful = self.doubtful, self._start(self.waiting[:0], 0)
         if not len(pool):
             return pool

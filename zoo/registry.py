@@ -71,7 +71,7 @@ def find_entry_points() -> Iterator[tuple[str, str, str, str]]:
 
 def _read_entry_points(info: str, distribution: str, version: str) -> Iterator[tuple[str, str, str, str]]:
     try:
-        with open(os.path.join(info, "entry_points.txt"), encoding="utf-8") as file:
+        with open(os.path.join(info, "entry_points.txt"), encoding="utf-8", errors="replace") as file:
             text = file.read()
     except OSError:
         return
@@ -82,6 +82,8 @@ def _read_entry_points(info: str, distribution: str, version: str) -> Iterator[t
     try:
         parser.read_string(text)
     except configparser.Error:
+        return
+    if not parser.has_section("zoo"):
         return
     for name, module in parser["zoo"].items():
         yield name, module.strip(), distribution, version
@@ -132,7 +134,10 @@ def _read_pins(plugin: Plugin) -> dict[str, Weights]:
         return {}
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        return {str(parse_name(name, tag="required")): Weights(**row) for name, row in rows.items()}
+        pins = {str(parse_name(name, tag="required")): Weights(**row) for name, row in rows.items()}
+        if not all(isinstance(pin.sha256, str) for pin in pins.values()):
+            raise ValueError("a sha256 is missing")
+        return pins
     except (ValueError, TypeError, AttributeError) as error:
         raise PluginError(f"{path.name} is malformed: {error}") from error
 
@@ -231,11 +236,9 @@ class Registry:
         return spec
 
     def pin(self, name: Name) -> Weights | None:
-        """What the weights of `model.tag` must be, where a plugin has pinned them."""
-        for plugin in self.plugins:
-            if str(name) in plugin.weights:
-                return plugin.weights[str(name)]
-        return None
+        """What the weights of `model.tag` must be, where the plugin of its recipe has pinned them."""
+        owners = self._table["recipes"].get(str(name), [])
+        return owners[0][1].weights.get(str(name)) if len(owners) == 1 else None
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from zoo.catalogue import WEIGHTS_FILE, cards_dir, full_name, local_folder
 from zoo.errors import NoWeights, ZooError
 from zoo.evaluation import evaluate
 from zoo.files import sha256_of
+from zoo.grammar import Name
 from zoo.loading import load
 from zoo.registry import registry
 from zoo.spec import Weights
+from zoo.transport import check_names
 from zoo.weights import round_to_half
 
 
@@ -24,7 +27,8 @@ def add_card(
     data_root: str | Path | None = None,
     attacks: Sequence[str] = (),
     explain: Mapping[str, str] | None = None,
-    pin: bool = True,
+    pin: bool | None = None,
+    force: bool = False,
 ) -> Path:
     """Round trained weights to float16, measure the rounded model, and write its card folder and its pin.
 
@@ -35,7 +39,9 @@ def add_card(
         data_root: where data sets lie; None for `ZOO_DATA`.
         attacks: attacks beyond the suite `quick`.
         explain: a sentence for each flag that the result raises.
-        pin: write the sha256 into the plugin's weights.json, which makes these the published weights.
+        pin: write the sha256 into the plugin's weights.json, which makes these the published weights; None
+            does so for the bundled `model_cards/` only.
+        force: also take a run of another name, with overrides or of a smoke test; the card then says so.
 
     Returns:
         The card folder, which is the Hub repository.
@@ -44,6 +50,8 @@ def add_card(
         ZooError: see `zoo.load`, `zoo.evaluate` and `zoo.cards.stage`.
     """
     full = full_name(name)
+    explain = {**(explain or {}), **_unofficial(full, Path(weights), force)}
+    pin = to is None if pin is None else pin
     model = load(str(full), weights=weights)
     model.load_state_dict(round_to_half(model))
     root = Path(to) if to is not None else cards_dir()
@@ -56,6 +64,22 @@ def add_card(
         hub.write_pin(full, Weights(sha256=sha256_of(folder / WEIGHTS_FILE)))
         registry.cache_clear()
     return folder
+
+
+def _unofficial(name: Name, weights: Path, force: bool) -> dict[str, str]:
+    """Why a run is not what the recipe of `name` says, for the card; nothing for an official run."""
+    path = weights / "run.json"
+    try:
+        run = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ZooError(f"{path} is not JSON: {error}") from error
+    if not run or (run.get("name") == str(name) and run.get("official")):
+        return {}
+    changes = ", ".join(["a smoke test"] * bool(run.get("smoke")) + list(run.get("overrides", [])))
+    reason = f"trained as {run.get('name')}" + (f" with {changes}" if changes else "")
+    if not force:
+        raise ZooError(f"{weights} is not an official run of {name}: {reason}; add --force to take it anyway")
+    return {"unofficial": f"these weights do not come from the recipe as it stands: {reason}"}
 
 
 def publish(name: str, *, repo: str | None = None, push: bool = False, private: bool = False) -> str:
@@ -76,6 +100,7 @@ def publish(name: str, *, repo: str | None = None, push: bool = False, private: 
     repo = repo or (pin.repo if pin else None)
     if repo is None:
         raise ZooError(f"no repository for {full}; name one with --repo org/{full.timm}")
+    check_names(repo, "0" * 40, WEIGHTS_FILE)
     hub.fetch(full)  # the sha256 of what would be pushed
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     size = sum(p.stat().st_size for p in files)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo.catalogue import full_name
 from zoo.data import Data, arrays_sha256, as_labels, as_pixels, load_data
 from zoo.errors import ContractError, ZooError, unknown
-from zoo.loading import load, name_of
+from zoo.loading import find_device, load, name_of
 from zoo.registry import registry
 from zoo.spec import ModelSpec, Recipe
 from zoo.threat import Threat
@@ -59,7 +59,8 @@ class Examples:
             ZooError: the text is not "i/n" with 0 <= i < n.
         """
         first, _, count = text.partition("/")
-        if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
+        plain = (first + count).isascii() and first.isdecimal() and count.isdecimal()
+        if not plain or int(first) >= int(count):
             raise ZooError(f"--shard {text!r}: write i/n with i from 0 to n-1, such as 0/3")
         if int(count) > len(self.x):
             raise ZooError(f"--shard {text!r}: there are only {len(self.x)} images")
@@ -75,14 +76,14 @@ def find_subject(model_or_name: nn.Module | str, device: str | torch.device | No
         ContractError: neither a name nor a module.
     """
     if isinstance(model_or_name, str):
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        target = find_device(device)
         if ".py:" in model_or_name:
             return Subject(user_model(model_or_name).to(target), model_or_name, None, None, target)
         model = load(model_or_name, device=target)
         plain = ":" not in model_or_name
         name = str(full_name(model_or_name)) if plain else str(name_of(model) or model_or_name)
     elif isinstance(model_or_name, nn.Module):
-        model = model_or_name if device is None else model_or_name.to(device)
+        model = model_or_name if device is None else model_or_name.to(find_device(device))
         known = name_of(model)
         name = str(known) if known else type(model).__name__
     else:
@@ -139,7 +140,7 @@ def find_threat(subject: Subject, threat: str | Threat | None) -> Threat:
         )
     if threat is None and subject.recipe is not None:
         return subject.recipe.threat
-    return threat if isinstance(threat, Threat) else Threat.parse(str(threat))
+    return threat if isinstance(threat, Threat) else Threat.parse(threat or "")
 
 
 def find_examples(subject: Subject, data: Any, n: int | None, root: str | Path | None) -> Examples:
@@ -167,6 +168,8 @@ def find_examples(subject: Subject, data: Any, n: int | None, root: str | Path |
         as_labels(y, len(y), check_output(subject, x[:2].to(subject.device)))
     else:
         x, y = _pair(subject, data)
+        if n is not None and n > len(x):
+            raise ZooError(f"n={n} images cannot be had; there are {len(x)}")
         x, y = x[:n], y[:n]
         name, digest = "user data", arrays_sha256(x, y)
     index = torch.arange(len(x))
@@ -193,8 +196,8 @@ def check_output(subject: Subject, x: Tensor) -> int:
     modes = [(module, module.training) for module in subject.model.modules()]
     try:
         logits = subject.model.eval()(x)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:160]
+    except Exception as error:  # whatever a user's forward raises: it is not made for these images
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise ContractError(f"{subject.name} cannot take images {tuple(x.shape[1:])}: {reason}") from error
     finally:
         for module, mode in modes:

@@ -42,7 +42,7 @@ class Threat:
             ZooError: the text is none, or eps is not positive (above 1 in Linf, where pixels end).
         """
         if not isinstance(text, str) or len(text) > 100:
-            raise ZooError(f"a threat model is a short text; {_HELP}")
+            raise ZooError(f"a threat model is a short text, not {str(text)[:40]!r}; {_HELP}")
         head, colon, tail = text.strip().lower().partition(":")
         if not colon:
             raise ZooError(f"{text!r} is no threat model; {_HELP}")

@@ -8,6 +8,7 @@ the optimiser, the precision and several processes need it.
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import json
 import platform
 import subprocess
@@ -27,12 +28,13 @@ from zoo.data import Data, augment, load_data
 from zoo.errors import ZooError, unknown
 from zoo.files import write_text
 from zoo.grammar import parse_call, parse_name
-from zoo.loading import create, load
+from zoo.loading import create, find_device, load
 from zoo.precision import Precision, autocast, choose
 from zoo.registry import registry
 from zoo.result import Result
 from zoo.schedules import make_optimizer, make_schedule
 from zoo.spec import Recipe, Stage, resolve
+from zoo.threat import Threat
 from zoo.weights import load_into, save_state
 
 Objective = Callable[..., tuple[Tensor, dict[str, float]]]
@@ -111,10 +113,12 @@ def train(
         ZooError: unknown name, override or data set; a loss that is not finite (with step and terms).
     """
     full = full_name(name)
+    if not full.tag:
+        raise ZooError(f"{full} has no recipe yet; 'zoo list' and 'zoo info NAME' show models that have one")
     recipe = override(registry().recipe(full), overrides)
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     folder = Path(out) if out is not None else Path("runs") / recipe.name
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = find_device(device)
     data = load_data(recipe.dataset, "train", root=data_root)
     run = _Run(recipe, data, target, smoke, show_progress)
     run.fit()
@@ -156,7 +160,20 @@ def _assign(node: Any, keys: list[str], value: Any, path: str) -> Any:
     known = [name for name in getattr(node, "__dataclass_fields__", {}) if name not in ("model", "tag")]
     if key not in known:
         raise unknown("key", key, known)
-    return replace(node, **{key: _assign(getattr(node, key), rest, value, path)})
+    old = getattr(node, key)
+    return replace(node, **{key: _fitting(old, value, path) if not rest else _assign(old, rest, value, path)})
+
+
+def _fitting(old: Any, value: Any, path: str) -> Any:
+    """A new value of the kind of the old one; whole numbers stay positive (the seed may be 0)."""
+    if isinstance(old, Threat):
+        return Threat.parse(str(value))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    kinds = {int: isinstance(value, int) and number, float: number, str: isinstance(value, str)}
+    fits = kinds.get(type(old), False)
+    if not fits or (type(old) is int and value < (0 if path == "seed" else 1)):
+        raise ZooError(f"--set {path}={value!r} does not fit; it is {old!r} in the recipe")
+    return value
 
 
 class _Run:
@@ -169,7 +186,7 @@ class _Run:
         self.started = time.monotonic()
         torch.manual_seed(recipe.seed)
         self.generator = torch.Generator().manual_seed(recipe.seed)
-        self.model = create(parse_name(recipe.name), {}).to(device)
+        self.model = create(parse_name(recipe.name), recipe.model_kwargs).to(device)
         if recipe.init_from:
             self.model.load_state_dict(load(recipe.init_from).state_dict(), strict=True)
         self.model = self.model.to(memory_format=torch.channels_last)
@@ -189,6 +206,10 @@ class _Run:
 
     def _stage(self, number: int, stage: Stage) -> None:
         objective: Objective = resolve(stage.objective)
+        if strange := sorted(set(stage.params) - set(inspect.signature(objective).parameters)):
+            raise unknown(
+                f"parameter of {stage.objective}", strange[0], inspect.signature(objective).parameters
+            )
         augmentation = augment(stage.augment) if stage.augment else None
         chosen = _trainable(self.model, stage)
         optimizer = make_optimizer(stage.optimizer, chosen)
@@ -196,7 +217,8 @@ class _Run:
         rates = [group["lr"] for group in optimizer.param_groups]
         heads = Heads(self.model)
         epochs = 1 if self.smoke else stage.epochs
-        per_epoch = 2 if self.smoke else -(-len(self.images) // stage.batch_size)
+        per_epoch = -(-len(self.images) // stage.batch_size)
+        per_epoch = min(2, per_epoch) if self.smoke else per_epoch
         step = Step(0, 0, stage.epochs, self.generator, self.precision, heads)
         for epoch in range(epochs):
             order = torch.randperm(len(self.images), generator=self.generator).to(self.device)
@@ -261,7 +283,8 @@ def _record(run: _Run, overrides: Sequence[str], smoke: bool) -> dict[str, Any]:
     recipe["threat"] = str(run.recipe.threat)
     return {
         "name": run.recipe.name,
-        "official": not overrides and not smoke,
+        "official": not overrides and not smoke and run.recipe == registry().recipe(run.recipe.name),
+        "smoke": smoke,
         "recipe": json.loads(json.dumps(recipe, default=str)),
         "overrides": list(overrides),
         "data_sha256": run.data.sha256,
@@ -297,7 +320,7 @@ def _check_expected(
     """Measure what the recipe expects ("clean", "robust", or an attack's call) and say what is off."""
     from zoo.evaluation import evaluate
 
-    model = create(parse_name(recipe.name), {}).eval().to(device)
+    model = create(parse_name(recipe.name), recipe.model_kwargs).eval().to(device)
     load_into(model, folder / WEIGHTS_FILE)
     result = evaluate(model, out=folder, data_root=root, show_progress=shown)
     measured = {"clean": result.clean, "robust": result.robust, **result.per_attack}

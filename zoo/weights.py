@@ -60,8 +60,10 @@ def check_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None
             )
         if value.is_floating_point() != want.is_floating_point():
             raise IntegrityError(f"{source}: {key} is {value.dtype} in the file, {want.dtype} in the model")
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if value.is_floating_point() and not bool(torch.isfinite(value.to(want.dtype)).all()):
             raise IntegrityError(f"{source}: {key} holds NaN or infinite values")
+        if key.endswith("running_var") and bool((value < 0).any()):
+            raise IntegrityError(f"{source}: {key} holds negative variances")
 
 
 def load_into(model: nn.Module, path: Path) -> None:

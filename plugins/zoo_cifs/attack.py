@@ -68,7 +68,7 @@ def cifs_joint(
 
     Stronger than the attack of the paper, which reports the smallest accuracy over the betas: here every
     image meets all configurations until one fools it, with random starts, margin and cross-entropy,
-    rescaled logits (the authors' own notes lose a point by it) and, beyond the paper, the gradient through
+    rescaled logits and, beyond the paper, the gradient through
     the masks. Only images that still stand go on to the next configuration.
 
     Args:
