@@ -14,13 +14,14 @@ from zoo.errors import ZooError
 Value = int | float | bool | str | None
 
 MAX_LENGTH = 500
-_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-_TAG = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*")
-_NUMBER = re.compile(r"[+-]?(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:e[+-]?\d{1,3})?", re.IGNORECASE)
-_CALL = re.compile(r"(?:(?P<backend>[a-z][a-z0-9_]*):)?(?P<name>[A-Za-z][A-Za-z0-9_-]*)(?:\((?P<args>.*)\))?")
-_ARGUMENT = re.compile(r"(?P<key>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?P<value>'[^']*'|\"[^\"]*\"|[^,'\"()=\s]+)")
+# Texts, compiled by `re` when they are first used: compiling them all would cost each `zoo list` 3 ms.
+_NAME = r"[a-z0-9]+(?:-[a-z0-9]+)*"
+_TAG = r"[a-z0-9]+(?:_[a-z0-9]+)*"
+_NUMBER = r"[+-]?(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][+-]?\d{1,3})?"
+_CALL = r"(?:(?P<backend>[a-z][a-z0-9_]*):)?(?P<name>[A-Za-z][A-Za-z0-9_-]*)(?:\((?P<args>.*)\))?"
+_ARGUMENT = r"\s*(?P<key>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?P<value>'[^']*'|\"[^\"]*\"|[^,'\"()=\s]+)"
 _WORDS: dict[str, Value] = {"true": True, "false": False, "none": None}
-_BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./:-]*")
+_BARE = r"[A-Za-z_][A-Za-z0-9_./:-]*"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def parse_name(text: str, tag: Literal["optional", "required", "forbidden"] = "o
         raise ZooError(f"a model name is a string such as 'cifs-resnet18', not {type(text).__name__}")
     model, dot, label = text.strip().lower().partition(".")
     name = Name(model.replace("_", "-"), label.replace("-", "_"))
-    good = len(text) <= 128 and _NAME.fullmatch(name.model) and (not dot or _TAG.fullmatch(name.tag))
+    good = len(text) <= 128 and re.fullmatch(_NAME, name.model) and (not dot or re.fullmatch(_TAG, name.tag))
     if not good:
         raise ZooError(
             f"{text[:100]!r} is not a name; write 'model' or 'model.tag', letters, digits, - and _"
@@ -84,7 +85,7 @@ def parse_number(text: str) -> float:
         ZooError: the text is no finite number.
     """
     numerator, slash, denominator = text.strip().partition("/")
-    if not _NUMBER.fullmatch(numerator) or (slash and not _NUMBER.fullmatch(denominator)):
+    if not re.fullmatch(_NUMBER, numerator) or (slash and not re.fullmatch(_NUMBER, denominator)):
         raise ZooError(f"{text[:60]!r} is not a number; write 0.03 or 8/255")
     try:
         value = float(numerator) / float(denominator) if slash else float(numerator)
@@ -113,7 +114,7 @@ def parse_call(text: str) -> Call:
     """
     if not isinstance(text, str) or len(text) > MAX_LENGTH:
         raise ZooError(f"a call is a string of at most {MAX_LENGTH} characters, such as 'pgd(steps=20)'")
-    match = _CALL.fullmatch(text.strip())
+    match = re.fullmatch(_CALL, text.strip())
     if match is None:
         raise ZooError(f"{text[:100]!r} is not a call; write 'pgd(steps=20)' or 'torchattacks:CW(c=1)'")
     return Call(match["name"], _arguments(match["args"] or "", text), match["backend"] or "")
@@ -123,7 +124,7 @@ def _arguments(text: str, whole: str) -> dict[str, Value]:
     params: dict[str, Value] = {}
     position = 0
     while text[position:].strip():
-        match = _ARGUMENT.match(text, position + len(text[position:]) - len(text[position:].lstrip()))
+        match = re.match(_ARGUMENT, text[position:])
         if match is None:
             raise ZooError(
                 f"cannot read {text[position : position + 40]!r} in {whole[:100]!r}; write key=value, ..."
@@ -131,7 +132,7 @@ def _arguments(text: str, whole: str) -> dict[str, Value]:
         if match["key"] in params:
             raise ZooError(f"{match['key']!r} is given twice in {whole[:100]!r}")
         params[match["key"]] = _value(match["value"], whole)
-        rest = text[match.end() :].lstrip()
+        rest = text[position + match.end() :].lstrip()
         if rest and not rest.startswith(","):
             raise ZooError(f"cannot read {rest[:40]!r} in {whole[:100]!r}; separate arguments by commas")
         position = len(text) - len(rest) + 1 if rest else len(text)
@@ -145,9 +146,9 @@ def _value(text: str, whole: str) -> Value:
         return _WORDS[text.lower()]
     if re.fullmatch(r"[+-]?\d{1,18}", text):
         return int(text)
-    if _NUMBER.fullmatch(text.partition("/")[0]):
+    if re.fullmatch(_NUMBER, text.partition("/")[0]):
         return parse_number(text)
-    if _BARE.fullmatch(text):
+    if re.fullmatch(_BARE, text):
         return text
     raise ZooError(
         f"cannot read the value {text[:40]!r} in {whole[:100]!r}; write a number, a word or 'text'"
@@ -161,6 +162,6 @@ def _show(value: Value) -> str:
         text = show_number(value)
         return text if any(mark in text for mark in "./e") else text + ".0"
     if isinstance(value, str):
-        plain = _BARE.fullmatch(value) and value.lower() not in _WORDS
+        plain = re.fullmatch(_BARE, value) and value.lower() not in _WORDS
         return value if plain else (f"'{value}'" if "'" not in value else f'"{value}"')
     return str(value)

@@ -6,12 +6,10 @@ time of `importlib.metadata`, which `zoo --help` and `zoo list` would feel.
 
 from __future__ import annotations
 
-import configparser
 import importlib
 import json
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -77,16 +75,13 @@ def _read_entry_points(info: str, distribution: str, version: str) -> Iterator[t
         return
     if "[zoo]" not in text:
         return
-    parser = configparser.ConfigParser(delimiters=("=",), interpolation=None, strict=False)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    try:
-        parser.read_string(text)
-    except configparser.Error:
-        return
-    if not parser.has_section("zoo"):
-        return
-    for name, module in parser["zoo"].items():
-        yield name, module.strip(), distribution, version
+    section = ""
+    for line in map(str.strip, text.splitlines()):  # configparser would cost each start a millisecond
+        name, equals, module = line.partition("=")
+        if line.startswith("["):
+            section = line
+        elif section == "[zoo]" and equals and not line.startswith(("#", ";")):
+            yield name.strip(), module.strip(), distribution, version
 
 
 def load_plugin(plugin: Plugin) -> None:
@@ -269,6 +264,8 @@ def _load_or_keep_failure(plugin: Plugin) -> None:
             raise
         lines = str(error).splitlines() or [""]
         plugin.error = f"{type(error).__name__}: {lines[0]}".rstrip(": ")
+        import traceback
+
         plugin.trace = traceback.format_exc()
         plugin.specs.clear()
         warnings.warn(
