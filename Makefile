@@ -30,7 +30,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# ONLY=startup, ONLY=models, ONLY=evaluation or ONLY=training for one part
+# ONLY=startup, models, evaluation or autoattack for one part; the last two take minutes
 bench: install
 	$(BIN)/python tests/bench.py $(ONLY)
 
