@@ -161,6 +161,23 @@ def test_user_errors_are_short_and_exit_2(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_cards_add_takes_only_official_runs_and_leaves_the_pin_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pins = (Path(cli.__file__).parent.parent / "plugins" / "zoo_base" / "weights.json").read_bytes()
+    run_dir = zoo.train(TAGGED, out=tmp_path / "run", smoke=True)
+    command = ["cards", "add", TAGGED, "--weights", str(run_dir), "--to", str(tmp_path / "cards")]
+    code, _, err = run(monkeypatch, capsys, *command)
+    assert code == 2
+    assert "not an official run" in err
+    assert not (tmp_path / "cards").exists()
+    code, _, err = run(monkeypatch, capsys, *command, "--force")
+    assert code == 0, err
+    card = (tmp_path / "cards" / TAGGED / "README.md").read_text()
+    assert "a smoke test" in card
+    assert (Path(cli.__file__).parent.parent / "plugins" / "zoo_base" / "weights.json").read_bytes() == pins
+
+
 def test_debug_shows_the_traceback() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "zoo", "--debug", "info", "nothing"],

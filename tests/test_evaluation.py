@@ -81,6 +81,56 @@ def test_worst_case_is_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.robust == pytest.approx(2 / 6)
 
 
+def test_a_corruption_beside_an_attack_does_not_lower_the_robust_accuracy() -> None:
+    alone = evaluate(Brightness(), pair(), threat="linf:0.01", suite="fgsm")
+    dark = "corruption(name=brightness, severity=5)"
+    beside = evaluate(Brightness(), pair(), threat="linf:0.01", suite="fgsm", attacks=[dark])
+    assert min(beside.per_attack.values()) < alone.robust
+    assert beside.robust == alone.robust
+    assert evaluate(Brightness(), pair(), threat="linf:0.01", suite=dark).robust < alone.robust
+
+
+def test_an_own_attack_with_other_parameters_is_flagged() -> None:
+    model = zoo.load("cifs-resnet10", pretrained=False, width=8, in_chans=1)
+    x = torch.rand(4, 1, 32, 32)
+    weak = evaluate(model, (x, model(x).argmax(1)), threat="linf:0.1", suite="cifs-joint(steps=1, betas='0')")
+    assert "own-attack-changed" in weak.flags
+
+
+def test_nan_logits_are_refused() -> None:
+    class Broken(Brightness):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * torch.nan
+
+    with pytest.raises(ContractError, match="NaN logits"):
+        evaluate(Broken(), pair(), threat="linf:0.1", suite="fgsm")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"n": 7}, "n=7"),
+        ({"device": "warp"}, "device 'warp'"),
+        ({"attacks": "fgms"}, "did you mean fgsm"),
+        ({"suite": "pgd(steps=0)"}, "steps=0"),
+        ({"suite": "pgd(steps=ten)"}, "does not fit"),
+        ({"threat": 0.1}, "threat model is a short text"),
+    ],
+)
+def test_bad_options_are_one_line_errors(options: dict[str, object], message: str) -> None:
+    settings = {"threat": "linf:0.1", "suite": "fgsm", **options}
+    with pytest.raises(ZooError, match=message):
+        evaluate(Brightness(), pair(), **settings)  # type: ignore[arg-type]
+
+
+def test_attack_checks_what_it_is_given_as_evaluate_does() -> None:
+    x, _ = pair()
+    for bad, message in (([0, 0, 0, 1, 1, 2], "2 classes"), ([0], "6 images"), ([0.5] * 6, "integers")):
+        with pytest.raises(ZooError, match=message):
+            zoo.attack(Brightness(), x, bad, "fgsm", threat="linf:0.1")
+
+
 @pytest.mark.parametrize(
     ("make", "flag"),
     [

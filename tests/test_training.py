@@ -85,6 +85,9 @@ def test_every_recipe_runs(name: str, tmp_path: Path) -> None:
         ("stages.7.epochs=3", "unknown key"),
         ("epochs", "stages.0.epochs=3"),
         ("stages.0.epochs=3;4", "cannot read"),
+        ("stages.0.epochs=abc", "does not fit"),
+        ("stages.0.epochs=-1", "does not fit"),
+        ("threat=linf:8", "did you mean 8/255"),
     ],
 )
 def test_bad_overrides(text: str, message: str) -> None:
@@ -99,6 +102,16 @@ def test_override_reaches_params_and_leaves_the_rest() -> None:
     assert changed.seed == 4
     assert recipe.seed == 0
     assert replace(changed, seed=0, stages=recipe.stages) == recipe
+
+
+def test_an_override_of_the_model_reaches_the_model_and_a_wrong_parameter_is_refused(tmp_path: Path) -> None:
+    name = "resnet10-cifar.natural_digits"
+    run = zoo.train(name, out=tmp_path, overrides=["model_kwargs.width=8", "threat=linf:0.2"], smoke=True)
+    assert load_file(run / "model.safetensors")["conv1.weight"].shape[0] == 8
+    with pytest.raises(ZooError, match=r"unknown parameter of zoo_base\.recipe:pgd_at"):
+        zoo.train("resnet10-cifar.at_digits", out=tmp_path, overrides=["stages.0.params.stepz=1"], smoke=True)
+    with pytest.raises(ZooError, match="no recipe yet"):
+        zoo.train("wrn28-10-cifar", out=tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_term(tmp_path: Path) -> None:

@@ -187,6 +187,8 @@ class _Plan:
             label = f"attack {number + 1}/{len(self.suite.attacks)} {item}"
             draws = self._parts(f"attack{number}", label, journal, part, flags)
             verdicts.attacks[str(item)] = vote(draws)
+            if item.threat is not None:
+                verdicts.apart.add(str(item))
             if self.judge.draws > 1:
                 verdicts.draws[str(item)] = draws
             verdicts.flags |= {f"{flag}:{item}" for flag in flags}

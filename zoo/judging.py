@@ -25,13 +25,18 @@ class Verdicts:
     attacks: dict[str, Tensor] = field(default_factory=dict)
     draws: dict[str, Tensor] = field(default_factory=dict)
     flags: set[str] = field(default_factory=set)
+    apart: set[str] = field(default_factory=set)  # attacks with a threat model of their own
 
     @property
     def worst(self) -> Tensor:
-        """Right on the clean image and under every attack."""
+        """Right on the clean image and under every attack of the threat model.
+
+        Attacks apart (a corruption beside Linf) count only where there are no others.
+        """
         right = self.clean.clone()
-        for verdict in self.attacks.values():
-            right &= verdict
+        together = [call for call in self.attacks if call not in self.apart] or list(self.attacks)
+        for call in together:
+            right &= self.attacks[call]
         return right
 
     def arrays(self) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from zoo.attacks import bind
 from zoo.errors import ZooError
 from zoo.evaluation import summary
 from zoo.judging import Verdicts
@@ -35,6 +36,7 @@ def load_verdicts(folder: Path, result: Result | None = None) -> tuple[Result, V
         kind, _, call = key.partition(":")
         if kind == "attack":
             verdicts.attacks[call] = value.bool()
+            verdicts.apart |= {call} if bind(call).threat is not None else set()
         elif kind == "draws":
             verdicts.draws[call] = value.bool()
     if len(verdicts.clean) != result.n or set(verdicts.attacks) != set(result.per_attack):
@@ -104,6 +106,7 @@ def _concatenation(loaded: Sequence[tuple[Result, Verdicts]]) -> tuple[Result, V
     )  # fmt: skip
     for call in loaded[0][1].attacks:
         verdicts.attacks[call] = joined([v.attacks[call] for _, v in loaded])
+    verdicts.apart = set(loaded[0][1].apart)
     for call in loaded[0][1].draws:
         verdicts.draws[call] = joined([v.draws[call] for _, v in loaded])
     verdicts.flags = set().union(*(v.flags for _, v in loaded))
@@ -121,6 +124,7 @@ def _union(loaded: Sequence[tuple[Result, Verdicts]]) -> tuple[Result, Verdicts]
             before = verdicts.attacks.get(call)
             verdicts.attacks[call] = right[rows] if before is None else before & right[rows]
         verdicts.flags |= part.flags
+        verdicts.apart |= part.apart
     protocol = "merged: " + " | ".join(dict.fromkeys(result.protocol for result, _ in loaded))
     complete = any(result.robust is not None for result, _ in loaded)
     return _measured(loaded, verdicts, protocol, complete), verdicts
