@@ -90,7 +90,7 @@ RECIPES = [
         threat=Threat.parse("linf:8/255"),
         stages=(
             Stage(
-                epochs=6,
+                epochs=4,
                 objective="zoo_base.recipe:natural",
                 optimizer="sgd(lr=0.2, momentum=0.9, weight_decay=0.0005)",
                 schedule="onecycle(peak=0.4)",
