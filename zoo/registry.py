@@ -84,28 +84,44 @@ def _read_entry_points(info: str, distribution: str, version: str) -> Iterator[t
             yield name.strip(), module.strip(), distribution, version
 
 
-def load_plugin(plugin: Plugin) -> None:
-    """Import one plugin, register it with a pluggy manager of its own, and collect and check its specs.
+def load_plugin(plugin: Plugin, manager: pluggy.PluginManager) -> None:
+    """Import one plugin, have pluggy check its hooks, and collect and check its specs.
+
+    Args:
+        plugin: filled in place.
+        manager: knows the hook specifications; a plugin that fails is not left registered.
 
     Raises:
         Exception: whatever the plugin's import raised, or `PluginError` with the reason.
     """
     module = importlib.import_module(plugin.module)
+    manager.register(module, plugin.name)
+    try:
+        _check_hook_names(module, manager)
+        for kind, cls in spec_kinds():
+            hook = getattr(module, f"register_{kind}", None)
+            plugin.specs[kind] = _checked(kind, cls, hook() if hook else ())
+        plugin.folder = Path(module.__file__).parent if module.__file__ else None
+        plugin.weights = _read_pins(plugin)
+    except BaseException:
+        manager.unregister(module)
+        raise
+
+
+def _checked(kind: str, cls: type, returned: Iterable[Any]) -> list[Spec]:
+    specs: list[Spec] = list(returned)
+    for spec in specs:
+        if type(spec) is not cls:
+            raise PluginError(f"register_{kind} returned {type(spec).__name__}, not {cls.__name__}")
+        validate(spec)
+    return specs
+
+
+def new_manager() -> pluggy.PluginManager:
+    """A pluggy manager that knows the zoo's hooks and no plugin."""
     manager = pluggy.PluginManager("zoo")
     manager.add_hookspecs(hookspecs)
-    manager.register(module, plugin.name)
-    _check_hook_names(module, manager)
-    for kind, cls in spec_kinds():
-        specs: list[Spec] = []
-        for returned in getattr(manager.hook, f"register_{kind}")():
-            specs.extend(returned)
-        for spec in specs:
-            if type(spec) is not cls:
-                raise PluginError(f"register_{kind} returned {type(spec).__name__}, not {cls.__name__}")
-            validate(spec)
-        plugin.specs[kind] = specs
-    plugin.folder = Path(module.__file__).parent if module.__file__ else None
-    plugin.weights = _read_pins(plugin)
+    return manager
 
 
 def _check_hook_names(module: Any, manager: pluggy.PluginManager) -> None:
@@ -245,20 +261,21 @@ def registry() -> Registry:
     allowed = os.environ.get("ZOO_PLUGINS")
     names = None if allowed is None else {name.strip() for name in allowed.split(",") if name.strip()}
     plugins = []
+    manager = new_manager()
     for name, module, distribution, version in find_entry_points():
         if names is not None and name not in names:
             continue
         plugin = Plugin(name, module, distribution, version)
-        _load_or_keep_failure(plugin)
+        _load_or_keep_failure(plugin, manager)
         plugins.append(plugin)
     if names is not None and (missing := sorted(names - {plugin.name for plugin in plugins})):
         raise UnknownName(f"ZOO_PLUGINS names {', '.join(missing)}, which is not installed")
     return Registry(sorted(plugins, key=lambda plugin: plugin.name))
 
 
-def _load_or_keep_failure(plugin: Plugin) -> None:
+def _load_or_keep_failure(plugin: Plugin, manager: pluggy.PluginManager) -> None:
     try:
-        load_plugin(plugin)
+        load_plugin(plugin, manager)
     except (Exception, SystemExit) as error:
         if os.environ.get("ZOO_STRICT") == "1":
             raise

@@ -1,7 +1,8 @@
 """The types everything is made of: frozen, keyword-only, torch-free.
 
 A plugin states what it has as literals of these classes; code is named by a string
-"package.module:attribute" and imported only when it is used (`resolve`).
+"package.module:attribute" and imported only when it is used (`resolve`). Those that nobody compares have no
+`__eq__`: every method that a dataclass generates costs each start of the command.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ TASKS = ("classify", "denoise")
 TARGETS = ("label", "image", "none")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ModelSpec:
     """An architecture. `arch` names a timm entrypoint whose function name is `name` with underscores."""
 
@@ -111,7 +112,7 @@ class Recipe:
         return f"{self.model}.{self.tag}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
     """A data set; `load(split, root) -> (uint8 images NCHW, int64 labels or None)`."""
 
@@ -125,7 +126,7 @@ class Dataset:
     source: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Attack:
     """`run(model, x, y, threat, *, seed, **params) -> x_adv`; pixels in [0,1], labels int64."""
 
@@ -138,7 +139,7 @@ class Attack:
     threat: str = ""  # "mod:fn"; fn(**params) -> Threat: of an attack that brings a threat model of its own
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Protocol:
     """A named, versioned suite. "own" in `attacks` stands for the model's own adaptive attack."""
 
@@ -151,7 +152,7 @@ class Protocol:
     cascade: bool = False  # each attack only on the images that stood before it; accuracies are then "so far"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Analysis:
     """`run(model, data, *, out, **params)` writes figures and tables of one method."""
 
@@ -161,7 +162,7 @@ class Analysis:
     params: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Command:
     """A further subcommand of `zoo`; `command` names a click command."""
 

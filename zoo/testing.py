@@ -22,7 +22,7 @@ from zoo import attacks, ball
 from zoo.errors import ContractError, ZooError
 from zoo.grammar import parse_name
 from zoo.model_checks import CLASSIFIER_CHECKS, MODEL_CHECKS, Subject
-from zoo.registry import Plugin, load_plugin, registry
+from zoo.registry import Plugin, load_plugin, new_manager, registry
 from zoo.spec import Attack, ModelSpec, Recipe, resolve
 from zoo.threat import Threat
 
@@ -186,7 +186,7 @@ def check_plugin(plugin: str | ModuleType) -> None:
     if not found:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-            load_plugin(Plugin(name, name, name, "0"))  # says first what is wrong with it
+            load_plugin(Plugin(name, name, name, "0"), new_manager())  # says first what is wrong with it
         raise ContractError(f"plugin {name!r} is not installed; give it an entry point in the group 'zoo'")
     if found[0].error:
         raise ContractError(f"plugin {found[0].source} failed to load: {found[0].error}; see 'zoo plugins'")
