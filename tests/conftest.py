@@ -31,7 +31,6 @@ os.environ.update(
 for variable in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "ZOO_WEIGHTS", "ZOO_PLUGINS", "ZOO_STRICT", "ZOO_DATA"):
     os.environ.pop(variable, None)
 
-from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
@@ -54,10 +53,10 @@ def tiny_registry(tmp_path, monkeypatch):
     """A registry with the plugin `tiny_plugin` alone; its weights.json lies in a temporary folder."""
     entry = ("tiny", "tiny_plugin", "tiny-plugin", "1.0")
     monkeypatch.setattr("zoo.registry.find_entry_points", lambda: iter([entry]))
-    monkeypatch.setattr("zoo.catalogue.cards_dir", lambda: tmp_path / "no-cards")
+    monkeypatch.setattr("zoo.catalogue._cards_dir", lambda: str(tmp_path / "no-cards"))
     registry.cache_clear()
     folder = tmp_path / "plugin"
     folder.mkdir()
-    registry().plugins[0].folder = Path(folder)
+    registry().plugins[0].folder = str(folder)
     yield registry()
     registry.cache_clear()

@@ -456,7 +456,7 @@ def test_the_mirror_comes_before_the_hub(local, published, folder, monkeypatch):
 
 
 def test_the_bundle_comes_after_the_mirror(local, published, folder, monkeypatch, tmp_path):
-    monkeypatch.setattr("zoo.catalogue.cards_dir", lambda: folder.parent)
+    monkeypatch.setattr("zoo.catalogue._cards_dir", lambda: str(folder.parent))
     assert hub.fetch(NAME) == folder / WEIGHTS
     mirror = tmp_path / "mirror"
     hub.pull(NAME, mirror)

@@ -1,29 +1,40 @@
-"""What there is: names, tags, where weights lie, what a model is. Imports no torch."""
+"""What there is: names, tags, where weights lie, what a model is. Imports no torch.
+
+Paths are text up to `local_folder`: `zoo list` need not wait for pathlib.
+"""
 
 from __future__ import annotations
 
 import fnmatch
 import json
 import os
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ZooError
 from zoo.grammar import Name, parse_name
 from zoo.registry import registry
 from zoo.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 WEIGHTS_FILE = "model.safetensors"
 
 
 def cards_dir() -> Path:
     """The bundled cards: `zoo_cards` of an installed wheel, `model_cards/` of a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    installed = root / "zoo_cards"
-    return installed if installed.is_dir() else root / "model_cards"
+    from pathlib import Path
+
+    return Path(_cards_dir())
 
 
-def mirror_dir() -> Path | None:
+def _cards_dir() -> str:
+    root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    installed = os.path.join(root, "zoo_cards")
+    return installed if os.path.isdir(installed) else os.path.join(root, "model_cards")
+
+
+def _mirror_dir() -> str | None:
     """The folder that `ZOO_WEIGHTS` names: `<model>.<tag>/model.safetensors` inside.
 
     Raises:
@@ -32,23 +43,30 @@ def mirror_dir() -> Path | None:
     value = os.environ.get("ZOO_WEIGHTS")
     if not value:
         return None
-    folder = Path(value).expanduser()
-    if not folder.is_dir():
+    folder = os.path.expanduser(value)
+    if not os.path.isdir(folder):
         raise ZooError(f"ZOO_WEIGHTS={value} is not a folder; fill one with 'zoo pull NAME --to DIR'")
     return folder
 
 
 def local_folder(name: Name) -> Path | None:
     """The folder that holds the weights of `model.tag` on this machine, mirror before bundle."""
-    for root in (mirror_dir(), cards_dir()):
-        if root is not None and (root / str(name) / WEIGHTS_FILE).is_file():
-            return root / str(name)
+    from pathlib import Path
+
+    folder = _local_folder(name)
+    return None if folder is None else Path(folder)
+
+
+def _local_folder(name: Name) -> str | None:
+    for root in (_mirror_dir(), _cards_dir()):
+        if root is not None and os.path.isfile(os.path.join(root, str(name), WEIGHTS_FILE)):
+            return os.path.join(root, str(name))
     return None
 
 
 def where(name: Name) -> str:
     """Where the weights of `model.tag` would come from: "local", "hub" or "" (train them first)."""
-    if local_folder(name) is not None:
+    if _local_folder(name) is not None:
         return "local"
     pin = registry().pin(name)
     return "hub" if pin is not None and pin.repo else ""
@@ -114,12 +132,13 @@ def _matches(name: str, pattern: str) -> bool:
 
 def read_card(name: Name) -> dict[str, Any]:
     """The bundled or mirrored results.json of `model.tag`; empty where there is none."""
-    folder = local_folder(name)
-    path = folder / "results.json" if folder else None
-    if path is None or not path.is_file():
+    folder = _local_folder(name)
+    path = os.path.join(folder, "results.json") if folder else ""
+    if not os.path.isfile(path):
         return {}
     try:
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            card: dict[str, Any] = json.load(file)
         return card
     except ValueError as error:
         raise ZooError(f"{path} is not JSON: {error}") from error

@@ -219,12 +219,12 @@ def write_pin(name: Name, weights: Weights) -> Path:
         ZooError: the plugin's folder cannot be written, or its file is malformed.
     """
     plugin = registry().entry("recipes", str(name))[1]
-    if plugin.folder is None:
+    if not plugin.folder:
         raise ZooError(
             f"plugin {plugin.source} has no folder to keep a weights.json in; write the pin by hand"
         )
     _check_pin(name, weights)
-    path = plugin.folder / "weights.json"
+    path = Path(plugin.folder) / "weights.json"
     try:
         rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         rows[str(name)] = asdict(weights)

@@ -14,8 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pluggy
 
@@ -23,8 +22,6 @@ from zoo import hookspecs
 from zoo.errors import AmbiguousName, PluginError, UnknownName, unknown
 from zoo.grammar import Name, parse_name
 from zoo.spec import Attack, Dataset, ModelSpec, Protocol, Recipe, Spec, Weights, spec_kinds, validate
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -37,7 +34,7 @@ class Plugin:
     version: str
     specs: dict[str, list[Any]] = field(default_factory=dict)
     weights: dict[str, Weights] = field(default_factory=dict)
-    folder: Path | None = None
+    folder: str = ""  # of its package; empty for one without files
     error: str = ""
     trace: str = ""
 
@@ -101,7 +98,7 @@ def load_plugin(plugin: Plugin, manager: pluggy.PluginManager) -> None:
         for kind, cls in spec_kinds():
             hook = getattr(module, f"register_{kind}", None)
             plugin.specs[kind] = _checked(kind, cls, hook() if hook else ())
-        plugin.folder = Path(module.__file__).parent if module.__file__ else None
+        plugin.folder = os.path.dirname(module.__file__) if module.__file__ else ""
         plugin.weights = _read_pins(plugin)
     except BaseException:
         manager.unregister(module)
@@ -140,17 +137,18 @@ def _check_hook_names(module: Any, manager: pluggy.PluginManager) -> None:
 
 
 def _read_pins(plugin: Plugin) -> dict[str, Weights]:
-    path = plugin.folder / "weights.json" if plugin.folder else None
-    if path is None or not path.is_file():
+    path = os.path.join(plugin.folder, "weights.json") if plugin.folder else ""
+    if not os.path.isfile(path):
         return {}
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            rows = json.load(file)
         pins = {str(parse_name(name, tag="required")): Weights(**row) for name, row in rows.items()}
         if not all(isinstance(pin.sha256, str) for pin in pins.values()):
             raise ValueError("a sha256 is missing")
         return pins
     except (ValueError, TypeError, AttributeError) as error:
-        raise PluginError(f"{path.name} is malformed: {error}") from error
+        raise PluginError(f"{os.path.basename(path)} is malformed: {error}") from error
 
 
 class Registry:
