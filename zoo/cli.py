@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import gc
-import json
-import os
-import sys
-import warnings
-from collections.abc import Sequence
-from typing import Any
 
-import click
+gc.set_threshold(50_000)  # before the imports: by default the collector runs dozens of times in them
 
-from zoo import __version__
-from zoo.errors import ZooError
+import json  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+import warnings  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from typing import Any  # noqa: E402
 
-gc.set_threshold(50_000)  # the collector's default runs dozens of times during imports: 5 of 70 ms
+import click  # noqa: E402
 
+from zoo import __version__  # noqa: E402
+from zoo.errors import ZooError  # noqa: E402
 
 # Name and summary of the commands in `zoo.commands`, so that `zoo --help` need not import them.
 COMMANDS = {
