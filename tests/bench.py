@@ -90,7 +90,12 @@ def evaluation() -> list[Row]:
     if not Path(_data_root(), "cifar10-jpeg").is_dir():
         print("evaluation: skipped, no cifar10-jpeg in ZOO_DATA or ../shared/data")
         return rows
+    import zoo
+
     for name, steps, repeats in ((DEFENDED, 20, 3), (DEFENDED, 100, 1), (UNDEFENDED, 100, 1)):
+        if name not in zoo.list_models(pretrained=True):
+            print(f"evaluation: {name} has no weights here; 'zoo train {name}' makes some")
+            continue
         rows += _pgd_rows(name, steps, repeats)
     return rows
 
