@@ -17,9 +17,9 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/zoo evaluate $(DEMO) --out demo --plot \
-	  --attack 'torchattacks:APGD(steps=20)' \
-	  --attack 'torchattacks:Square(n_queries=100)' \
-	  --attack 'art:AutoProjectedGradientDescent(max_iter=20, nb_random_init=1)'
+	  --attack 'torchattacks:APGD(steps=10)' \
+	  --attack 'torchattacks:Square(n_queries=50)' \
+	  --attack 'art:AutoProjectedGradientDescent(max_iter=10, nb_random_init=1)'
 	@echo "see demo/result.json and demo/accuracy.png"
 
 test: install

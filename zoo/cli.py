@@ -212,9 +212,10 @@ def _counts(registers: Any) -> str:
 def main() -> None:
     """Run the command; errors that a user can act on are one line, without a traceback."""
     debug = "--debug" in sys.argv or os.environ.get("ZOO_DEBUG") == "1"
-    # Threads that spin while they wait made an attack ten times slower beside another process, and are
-    # 15 % faster on an idle machine (measured on two cores); torch reads it when it is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin while they wait made an attack four to ten times slower beside other processes, and
+    # are a quarter faster on an idle machine (measured on two cores); torch reads it when it is imported.
+    if not hasattr(os, "getloadavg") or os.getloadavg()[0] > 0.5:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.formatwarning = lambda message, *_: f"zoo: {message}\n"  # one line, without our source
     if debug:
         cli.main(prog_name="zoo")
