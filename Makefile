@@ -16,7 +16,7 @@ install: .venv/.installed
 	@touch $@
 
 demo: install
-	$(BIN)/zoo evaluate $(DEMO) --out demo --plot \
+	OMP_WAIT_POLICY=ACTIVE $(BIN)/zoo evaluate $(DEMO) --out demo --plot \
 	  --attack 'torchattacks:APGD(steps=10)' \
 	  --attack 'torchattacks:Square(n_queries=50)' \
 	  --attack 'art:AutoProjectedGradientDescent(max_iter=10, nb_random_init=1)'
