@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from zoo.errors import ContractError
 from zoo.loading import build, timm_cfgs
 from zoo.nn import Classifier, Normalize, Tap, keep
-from zoo_base import MODELS, RECIPES
+from zoo_base import RECIPES
 from zoo_base.cifar_resnet import make_norm
+from zoo_base.models import MODELS
 
 
 class PreactBlock(nn.Module):

@@ -1,0 +1,43 @@
+"""The shared backbones, as data: what `zoo list` shows of them without an import of torch."""
+
+from __future__ import annotations
+
+from zoo.spec import ModelSpec
+
+MODELS = [
+    ModelSpec(
+        name="resnet10-cifar",
+        arch="zoo_base.cifar_resnet:resnet10_cifar",
+        summary="ResNet-10 with a stem for 32x32 images",
+        paper="https://arxiv.org/abs/1512.03385",
+        tiny={"width": 8},
+    ),
+    ModelSpec(
+        name="resnet18-cifar",
+        arch="zoo_base.cifar_resnet:resnet18_cifar",
+        summary="ResNet-18 with a stem for 32x32 images",
+        paper="https://arxiv.org/abs/1512.03385",
+        tiny={"width": 8},
+    ),
+    ModelSpec(
+        name="resnet20-cifar",
+        arch="zoo_base.cifar_resnet:resnet20_cifar",
+        summary="ResNet-20 for 32x32 images, 16 to 64 channels",
+        paper="https://arxiv.org/abs/1512.03385",
+        tiny={"width": 8},
+    ),
+    ModelSpec(
+        name="resnet32-cifar",
+        arch="zoo_base.cifar_resnet:resnet32_cifar",
+        summary="ResNet-32 for 32x32 images, 16 to 64 channels",
+        paper="https://arxiv.org/abs/1512.03385",
+        tiny={"width": 8},
+    ),
+    ModelSpec(
+        name="wrn28-10-cifar",
+        arch="zoo_base.wide_resnet:wrn28_10_cifar",
+        summary="WRN-28-10 with a stem for 32x32 images",
+        paper="https://arxiv.org/abs/1605.07146",
+        tiny={"depth": 10, "widen": 1, "width": 8},
+    ),
+]
