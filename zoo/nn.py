@@ -68,10 +68,12 @@ class Classifier(nn.Module):
 
     A subclass states `feature_names` (module paths, one per stage), calls `set_head` and `set_features` in
     its constructor, and implements `stages`. The last stage is what the head pools: final norm and masks
-    included, so that the last feature map is exactly `forward_features(x)`.
+    included, so that the last feature map is exactly `forward_features(x)`. A stage that needs further
+    modules names them in `feature_parts`, so that pruning drops them with it.
     """
 
     feature_names: ClassVar[tuple[str, ...]] = ()
+    feature_parts: ClassVar[dict[str, tuple[str, ...]]] = {}
     num_features: int
     head_hidden_size: int
     num_classes: int
@@ -178,8 +180,9 @@ class Classifier(nn.Module):
         take = self._take(indices)
         self._depth = max(take) + 1
         for name in self.feature_names[self._depth :]:
-            parent, _, leaf = name.rpartition(".")
-            setattr(self.get_submodule(parent), leaf, nn.Identity())
+            for path in (name, *self.feature_parts.get(name, ())):
+                parent, _, leaf = path.rpartition(".")
+                setattr(self.get_submodule(parent), leaf, nn.Identity())
         if prune_head:
             self.reset_classifier(0, "")
         return take

@@ -1,13 +1,15 @@
 """Wide ResNets for 32x32 images: Zagoruyko and Komodakis 2016 (arXiv:1605.07146), without dropout.
 
 Pre-activation blocks; convolutions start at N(0, 2/(k*k*out)), norms at 1 and 0, linear biases at 0.
+Deviation from the code of TRADES and of what builds on it (WRN-34-10): no second first group of blocks,
+which is there but never used.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch.nn.functional as F
 from timm.models import register_model
@@ -36,10 +38,10 @@ class PreactBlock(nn.Module):
 
     def forward(self, x: Tensor, name: str = "", tap: Tap = keep) -> Tensor:
         """`[N,C,H,W]` to `[N,channels,H/stride,W/stride]`; the tap acts on the residual branch only."""
-        active = F.relu(self.bn1(x), inplace=True)
+        active = F.relu(self.bn1(x))
         shortcut = x if self.downsample is None else self.downsample(active)
         out = self.conv1(tap(f"{name}.bn1", active))
-        return shortcut + cast(Tensor, self.conv2(F.relu(self.bn2(out), inplace=True)))
+        return shortcut + cast(Tensor, self.conv2(F.relu(self.bn2(out))))
 
 
 class WideResNet(Classifier):
@@ -56,6 +58,7 @@ class WideResNet(Classifier):
     """
 
     feature_names = ("conv1", "layer1", "layer2", "act1")
+    feature_parts: ClassVar[dict[str, tuple[str, ...]]] = {"act1": ("layer3", "bn1")}
 
     def __init__(
         self,
@@ -84,7 +87,7 @@ class WideResNet(Classifier):
                 before = channels
             self.add_module(f"layer{stage + 1}", blocks)
         self.bn1 = make_norm(norm, widths[-1])
-        self.act1 = nn.ReLU(inplace=True)
+        self.act1 = nn.ReLU()
         self.set_features([width, *widths], [1, 1, 2, 4])
         self.set_head(widths[-1], num_classes, global_pool)
         self.apply(init_weights)
@@ -126,3 +129,9 @@ default_cfgs = timm_cfgs([spec for spec in MODELS if spec.arch.startswith(__name
 def wrn28_10_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """WRN-28-10 for 32x32 images; 36,479,194 parameters."""
     return build(WideResNet, "wrn28_10_cifar", pretrained, **{"depth": 28, "widen": 10, **kwargs})
+
+
+@register_model
+def wrn34_10_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """WRN-34-10 for 32x32 images; 46,160,474 parameters."""
+    return build(WideResNet, "wrn34_10_cifar", pretrained, **{"depth": 34, "widen": 10, **kwargs})

@@ -222,7 +222,7 @@ class CifsResNet(ChannelSelection, CifarResNet):
         alpha: float | None = None,
     ) -> None:
         super().__init__(layers, width, in_chans, num_classes, pixel_mean, pixel_std, norm, global_pool)
-        blocks = [(name, block.conv2.out_channels) for name, block in self.blocks()]
+        blocks = [(name, block.out_channels) for name, block in self.blocks()]
         self.set_probes(
             {1: blocks[-1], 2: blocks[-2]},
             positions=positions,
