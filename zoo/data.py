@@ -1,47 +1,144 @@
-"""Data sets as tensors, checks of a user's own arrays, and augmentations batched on the device."""
+"""Data sets, held in memory or decoded on demand, and whether they fit a model."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from zoo.errors import ContractError, UnknownName, ZooError, unknown
+from zoo import progress
+from zoo.arrays import arrays_sha256 as arrays_sha256
+from zoo.arrays import as_labels as as_labels
+from zoo.arrays import as_pixels as as_pixels
+from zoo.arrays import check_range, describe
+from zoo.augment import Augmentation as Augmentation
+from zoo.augment import augment as augment
+from zoo.errors import UnknownName, ZooError, unknown
 from zoo.grammar import parse_call
 from zoo.registry import registry
 from zoo.spec import Dataset, resolve
 
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+CHUNK = 1024  # images that are decoded between two reports of progress
+
+_root: ContextVar[str | Path | None] = ContextVar("root", default=None)
+
+
+class Stream(Protocol):
+    """Images that are decoded when they are asked for; `zoo.images.ImageFiles` is one."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Sequence[int]) -> Tensor:
+        """uint8 `[n,C,H,W]`, the same at every call and from every thread."""
+
+    def select(self, rows: Sequence[int]) -> Stream:
+        """Some of the images, in the order of `rows`."""
+
+    def sha256(self) -> str:
+        """A digest, in hex, of what decides the pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A split of a data set in memory.
+    """A split of a data set, in memory (`lazy` is False) or decoded on demand (`lazy` is True).
 
-    `images` is uint8 `[N,C,H,W]`; `labels` is int64 `[N]` in 0..num_classes-1, or None where there are none.
+    `source` is uint8 `[N,C,H,W]` or a `Stream`; `labels` is int64 `[N]` in 0..num_classes-1, or None where
+    there are none. `load_data(name, ...)` gives the same data again.
     """
 
-    images: Tensor
+    source: Tensor | Stream
     labels: Tensor | None
     name: str
     num_classes: int
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.source)
+
+    @property
+    def lazy(self) -> bool:
+        """Whether images are decoded when they are asked for."""
+        return not isinstance(self.source, Tensor)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        channels, height, width = self.source.shape[-3:]
+        return channels, height, width
+
+    @property
+    def images(self) -> Tensor:
+        """All images, uint8 `[N,C,H,W]`; those of a lazy set are decoded anew at every use of this.
+
+        Raises:
+            ZooError: a lazy set that would fill more than half of the machine's memory.
+        """
+        return self.source if isinstance(self.source, Tensor) else self._decode(range(len(self)), 1)
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """Some images, uint8 `[n,C,H,W]`, the same at every call; a lazy set may be asked from any thread.
+
+        Args:
+            rows: int64 `[n]`, in any order, on any device.
+
+        Returns:
+            A tensor where the images are: on the CPU for a lazy set.
+
+        Raises:
+            ZooError: an image of a lazy set cannot be decoded; the message names the file.
+        """
+        if isinstance(self.source, Tensor):
+            return self.source[rows.to(self.source.device)]
+        return self.source.batch(rows.tolist())
 
     def pixels(self, index: slice | Tensor = slice(None)) -> Tensor:
-        """The images of `index` as the tensor contract wants them: float32 in [0,1]."""
-        return self.images[index].float().div_(255)
+        """The images of `index` as the tensor contract wants them: float32 in [0,1].
+
+        Raises:
+            ZooError: as `images` and `batch`.
+        """
+        if isinstance(self.source, Tensor):
+            return self.source[index].float().div_(255)
+        return self._decode(torch.arange(len(self))[index].tolist(), 4).float().div_(255)
+
+    def _decode(self, rows: Sequence[int], size: int) -> Tensor:
+        """The images of a stream, if they fit into memory with `size` bytes per number."""
+        assert not isinstance(self.source, Tensor)
+        need, memory = len(rows) * size * int(np.prod(self.shape)), _memory()
+        if memory is not None and need > memory / 2:
+            raise ZooError(
+                f"{len(rows)} images of {self.name} need {need / 2**30:.1f} GiB, this machine has "
+                f"{memory / 2**30:.1f}; take fewer: -n 1000, data.subset(1000) or data.batch(rows)"
+            )
+        images = torch.empty(len(rows), *self.shape, dtype=torch.uint8)
+        with progress.show(f"decoding {self.name}"):
+            for start in range(0, len(rows), CHUNK):
+                part = rows[start : start + CHUNK]
+                images[start : start + len(part)] = self.source.batch(part)
+                progress.report(start + len(part), len(rows))
+        return images
+
+    def select(self, rows: Tensor) -> Data:
+        """The images and labels of `rows` (int64 `[n]`), in that order, as a data set of the same name."""
+        source = self.batch(rows) if isinstance(self.source, Tensor) else self.source.select(rows.tolist())
+        return replace(self, source=source, labels=self._labels(rows))
+
+    def _labels(self, index: slice | Tensor) -> Tensor | None:
+        return None if self.labels is None else self.labels[index]
 
     def subset(self, n: int) -> Data:
         """The first `n` images.
@@ -51,228 +148,196 @@ class Data:
         """
         if not 1 <= n <= len(self):
             raise ZooError(f"n={n} images of {self.name} cannot be had; it has {len(self)}")
-        return replace(self, images=self.images[:n], labels=None if self.labels is None else self.labels[:n])
+        if isinstance(self.source, Tensor):  # a view: no pixel is copied
+            return replace(self, source=self.source[:n], labels=self._labels(slice(n)))
+        return self.select(torch.arange(n))
+
+    def split(self, count: int, seed: int = 0) -> tuple[Data, Data]:
+        """Put `count` images aside: `(rest, held)`, disjoint, together everything, each in the old order.
+
+        The draw depends on `seed`, `count` and the number of images only; classes are not balanced.
+
+        Raises:
+            ZooError: not at least one image would be in each part.
+        """
+        if not 1 <= count < len(self):
+            raise ZooError(f"{count} of the {len(self)} images of {self.name} cannot be held out")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        held, rest = order[:count].sort().values, order[count:].sort().values
+        return self.select(rest), self.select(held)
 
     @cached_property
     def sha256(self) -> str:
-        """The sha256 of the arrays (shapes, pixels, labels), in hex; the same on every machine."""
-        return arrays_sha256(self.images, self.labels)
+        """A digest in hex, the same on every machine.
+
+        Of a set in memory that of the arrays (shapes, pixels, labels); of a lazy set that of the files' names
+        and sizes, what is done to them, and the labels: an edit that leaves a file's size goes unseen.
+        """
+        if isinstance(self.source, Tensor):
+            return arrays_sha256(self.source, self.labels)
+        labels = "none" if self.labels is None else arrays_sha256(self.labels, None)
+        return hashlib.sha256(f"{self.source.sha256()} {labels}".encode()).hexdigest()
 
 
-def arrays_sha256(images: Tensor, labels: Tensor | None) -> str:
-    """The sha256 over dtype, shape and little-endian bytes of images and labels, in hex."""
-    digest = hashlib.sha256()
-    for tensor in (images, labels):
-        if tensor is None:
-            digest.update(b"none")
-            continue
-        array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        digest.update(f"{array.dtype.name}{list(array.shape)}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+def _memory() -> int | None:
+    """The bytes of memory of this machine; None where that cannot be asked."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def data_root(root: str | Path | None = None) -> Path | None:
-    """The folder of local data: `root`, else what `ZOO_DATA` names, else None. It need not exist."""
-    value = root or os.environ.get("ZOO_DATA")
+    """The folder of local data: `root`, else that of `use_root`, else `ZOO_DATA`'s, else None.
+
+    It need not exist.
+    """
+    value = root or _root.get() or os.environ.get("ZOO_DATA")
     return Path(value).expanduser() if value else None
 
 
-def load_data(dataset: str | Dataset, split: str, *, root: str | Path | None = None) -> Data:
+@contextlib.contextmanager
+def use_root(root: str | Path | None) -> Iterator[None]:
+    """Inside, `root` is the folder of local data for whoever names none; None changes nothing.
+
+    It serves attacks that bring images of their own, whose arguments are those of any attack.
+    """
+    token = _root.set(root or _root.get())
+    try:
+        yield
+    finally:
+        _root.reset(token)
+
+
+def load_data(
+    dataset: str | Dataset,
+    split: str,
+    *,
+    root: str | Path | None = None,
+    input_size: tuple[int, int, int] | None = None,
+) -> Data:
     """Load one split of a data set.
 
     Args:
-        dataset: a registered name, or a spec.
+        dataset: a registered name, a call with parameters such as "folder(size=64)", or a spec.
         split: "train" or "test" (a data set may have others).
-        root: the folder of local data; None takes `ZOO_DATA`. Data sets that ship with a library need none.
+        root: the folder of local data; None takes that of `use_root`, then `ZOO_DATA`. Data sets that ship
+            with a library need none.
+        input_size: (C, H, W) that the model takes, for data sets that adapt to it; see `declared_shape`.
 
     Raises:
-        UnknownName, AmbiguousName: nobody, or two plugins, registered the name.
+        UnknownName, AmbiguousName: nobody, or two plugins, registered the name; or it has no such parameter.
         ZooError: the data cannot be found or read, or is not what its spec says.
         MissingExtra: a library that reads it is not installed.
     """
-    spec = registry().dataset(dataset) if isinstance(dataset, str) else dataset
-    images, labels = resolve(spec.load)(split, data_root(root))
-    return _check(spec, split, _tensor(images), None if labels is None else _tensor(labels))
+    params: dict[str, Any] = {}
+    if isinstance(dataset, Dataset):
+        spec = dataset
+    elif "(" in dataset:
+        call = parse_call(dataset)
+        spec, params = registry().dataset(call.name), call.params
+    else:
+        spec = registry().dataset(dataset)
+    load = resolve(spec.load)
+    known = set(inspect.signature(load).parameters) - {"split", "root"}
+    for key in params:
+        if key not in known or key == "input_size":
+            raise _no_parameter(spec.name, key, known - {"input_size"})
+    own = {"input_size": input_size} if "input_size" in known else {}
+    found = load(split, data_root(root), **params, **own)
+    if isinstance(found, Data):
+        return _check(spec, split, found, fixed=not params)
+    images, labels = found
+    arrays = Data(_tensor(images), None if labels is None else _tensor(labels), spec.name, spec.num_classes)
+    return _check(spec, split, arrays, fixed=True)
+
+
+def _no_parameter(name: str, key: str, known: set[str]) -> UnknownName:
+    if known:
+        return unknown(f"parameter of {name}", key, known)
+    return UnknownName(f"the data set {name} takes no parameters, not {key!r}")
 
 
 def _tensor(array: Any) -> Tensor:
     return array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _check(spec: Dataset, split: str, images: Tensor, labels: Tensor | None) -> Data:
-    """Refuse arrays that are not what `spec` promises; a wrong set must not become a wrong number."""
+def _check(spec: Dataset, split: str, data: Data, fixed: bool) -> Data:
+    """Refuse data that is not what `spec` promises; a wrong set must not become a wrong number."""
     what = f"data set {spec.name} ({split})"
-    if images.dtype != torch.uint8 or images.dim() != 4 or not len(images):
-        raise ZooError(f"{what}: images are {_describe(images)}, not uint8 [N,C,H,W] with N > 0")
-    if spec.input_size is not None and tuple(images.shape[1:]) != tuple(spec.input_size):
-        raise ZooError(f"{what}: images are {_describe(images)}, but its spec says {list(spec.input_size)}")
+    source, labels = data.source, data.labels
+    if isinstance(source, Tensor):
+        seen = describe(source)
+        if source.dtype != torch.uint8 or source.dim() != 4 or not len(source):
+            raise ZooError(f"{what}: images are {seen}, not uint8 [N,C,H,W] with N > 0")
+    else:
+        seen = f"{list(data.shape)} each"
+    if fixed and spec.input_size is not None and data.shape != tuple(spec.input_size):
+        raise ZooError(f"{what}: images are {seen}, but its spec says {list(spec.input_size)}")
     if spec.target == "label" and labels is None:
         raise ZooError(f"{what}: it has no labels, but its spec says it has")
     if labels is not None:
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise ZooError(f"{what}: labels are {_describe(labels)}, not int64 [{len(images)}]")
-        _check_range(labels, spec.num_classes, what, ZooError)
-    return Data(images, labels, spec.name, spec.num_classes)
+        if labels.dtype != torch.int64 or tuple(labels.shape) != (len(data),):
+            raise ZooError(f"{what}: labels are {describe(labels)}, not int64 [{len(data)}]")
+        check_range(labels, data.num_classes, what, ZooError)
+    if spec.num_classes and data.num_classes != spec.num_classes:
+        raise ZooError(f"{what}: it has {data.num_classes} classes, but its spec says {spec.num_classes}")
+    return data
 
 
-def _check_range(labels: Tensor, classes: int, what: str, error: type[ZooError]) -> None:
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise error(
-            f"{what}: labels run from {low} to {high}, but there are {classes} classes (0..{classes - 1})"
-        )
+def declared_shape(model: nn.Module) -> tuple[int, int, int] | None:
+    """(C, H, W) that a model's timm configuration declares, with the channels of its first layer.
+
+    None where it declares none, as models that timm did not build.
+    """
+    cfg = getattr(model, "pretrained_cfg", None)
+    shape = cfg.get("input_size") if isinstance(cfg, Mapping) else None
+    if cfg is None or shape is None or len(shape) != 3:
+        return None
+    # timm leaves the configuration as it is when in_chans= is given; the first layer knows better.
+    name = cfg.get("first_conv")
+    first = dict(model.named_modules()).get(name) if isinstance(name, str) else None
+    channels = first.in_channels if isinstance(first, nn.Conv2d) else int(shape[0])
+    return channels, int(shape[1]), int(shape[2])
 
 
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+def check_fits(
+    data: Data,
+    in_chans: int,
+    num_classes: int,
+    input_size: Sequence[int] | None = None,
+    model: str = "the model",
+) -> None:
+    """Refuse a data set that does not fit a classifier, before anything is computed.
 
-
-def as_pixels(x: object) -> Tensor:
-    """A user's images, numpy or torch, as the tensor contract wants them: float32 `[N,C,H,W]` in [0,1].
-
-    A tensor keeps its device; the result is detached.
+    Args:
+        data: with labels or without; only labelled data has classes to compare.
+        in_chans: channels that the model takes.
+        num_classes: logits that it gives.
+        input_size: (H, W) or (C, H, W) that it takes; None for one that takes every size.
+        model: its name, for the message.
 
     Raises:
-        ContractError: one line that says what is wrong with them and how to put it right.
+        ZooError: one line with the first thing that differs and what to do.
     """
-    if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":
-        x = torch.from_numpy(np.ascontiguousarray(x))
-    if not isinstance(x, Tensor):
-        kind = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"
-        raise ContractError(f"images are {kind}; pass a float numpy array or torch tensor [N,C,H,W]")
-    if x.dim() != 4:
-        raise ContractError(f"images have shape {list(x.shape)}, not [N,C,H,W]; one image is x[None]")
-    if not x.is_floating_point():
-        dtype = str(x.dtype).removeprefix("torch.")
-        raise ContractError(f"images are {dtype}; pass float32 in [0,1], for 8-bit images x / 255")
-    if not x.numel():
-        raise ContractError(f"images have shape {list(x.shape)}: there are none; pass at least one")
-    pixels = x.detach().to(torch.float32)
-    if not bool(torch.isfinite(pixels).all()):
-        raise ContractError(
-            "images contain NaN or infinity; find them with x.isfinite() and drop those images"
+    channels, height, width = data.shape
+    if channels != in_chans:
+        raise ZooError(
+            f"{data.name} has images of {_count(channels, 'channel')}, {model} takes {in_chans}; "
+            f"build it with in_chans={channels} or take another data set"
         )
-    low, high = float(pixels.min()), float(pixels.max())
-    if low < 0 or high > 1:
-        remedy = (
-            "divide by 255"
-            if high > 2 and low >= 0
-            else "undo the normalisation (models do it inside), or clamp"
+    if data.labels is not None and data.num_classes != num_classes:
+        raise ZooError(
+            f"{data.name} has {_count(data.num_classes, 'class')}, {model} gives {num_classes} logits; "
+            f"build it with num_classes={data.num_classes} or take another data set"
         )
-        raise ContractError(f"images lie in [{low:.4g}, {high:.4g}], not in [0,1]; {remedy}")
-    return pixels
-
-
-def as_labels(y: object, count: int, num_classes: int) -> Tensor:
-    """A user's labels, numpy, torch or a list, as int64 `[count]` in 0..num_classes-1.
-
-    Raises:
-        ContractError: one line that says what is wrong with them and how to put it right.
-    """
-    try:
-        labels = y if isinstance(y, Tensor) else torch.as_tensor(np.asarray(y))
-    except (TypeError, ValueError):
-        raise ContractError(f"labels are a {type(y).__name__}; pass integers [N]") from None
-    if labels.dim() == 2 and len(labels) == count:
-        raise ContractError(f"labels have shape {list(labels.shape)}; of one-hot rows pass y.argmax(1)")
-    if tuple(labels.shape) != (count,):
-        raise ContractError(
-            f"labels have shape {list(labels.shape)}, but there are {count} images: pass [{count}]"
+    if input_size is not None and (height, width) != tuple(input_size[-2:]):
+        raise ZooError(
+            f"{data.name} has images of {height}x{width} pixels, {model} takes "
+            f"{input_size[-2]}x{input_size[-1]}; take a data set of that size, or one with size=, as folder"
         )
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ContractError(
-            f"labels are {str(labels.dtype).removeprefix('torch.')}; pass integers, as y.long()"
-        )
-    labels = labels.detach().to(torch.int64)
-    _check_range(labels, num_classes, "wrong labels", ContractError)
-    return labels
 
 
-def augment(text: str) -> Augmentation:
-    """Parse augmentations such as `"crop(padding=4) flip() noise(sigma=0.1)"`, applied from left to right.
-
-    Blanks stand between the calls and not inside them.
-
-    Returns:
-        `fn(images, generator) -> images`: float `[N,C,H,W]` in [0,1] on any device, drawn anew for every
-        image from `generator`; the images given are not changed. An empty text changes nothing.
-
-    Raises:
-        UnknownName: there is no such augmentation, or it has no such parameter.
-        ZooError: a text that is no call, or a value out of range.
-    """
-    steps = [_step(call) for call in text.split()]
-
-    def apply(images: Tensor, generator: torch.Generator) -> Tensor:
-        for step in steps:
-            images = step(images, generator)
-        return images
-
-    return apply
-
-
-def _step(text: str) -> Augmentation:
-    call = parse_call(text)
-    if call.backend or call.name not in _AUGMENTATIONS:
-        raise unknown("augmentation", text.partition("(")[0], _AUGMENTATIONS)
-    make = _AUGMENTATIONS[call.name]
-    known = list(inspect.signature(make).parameters)
-    for key in call.params:
-        if key not in known:
-            if not known:
-                raise UnknownName(f"{call.name}() takes no parameters, not {key!r}")
-            raise unknown(f"parameter of {call.name}", key, known)
-    return make(**call.params)
-
-
-def _number(what: str, value: object, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ZooError(f"{what}={value!r}: it must be a number from {low:g} to {high:g}")
-    return value
-
-
-def _crop(padding: int = 4) -> Augmentation:
-    """Pad with black on every side, then cut a window of the old size at a random place."""
-    if _number("crop: padding", padding, 0, 1024) != int(padding):
-        raise ZooError(f"crop: padding={padding!r}: it must be a whole number of pixels")
-
-    def apply(images: Tensor, generator: torch.Generator) -> Tensor:
-        n, channels, height, width = images.shape
-        shape = (2, n, 1)
-        draws = torch.randint(0, 2 * int(padding) + 1, shape, generator=generator, device=generator.device)
-        top, left = draws.to(images.device)
-        rows = top + torch.arange(height, device=images.device)
-        columns = left + torch.arange(width, device=images.device)
-        image = torch.arange(n, device=images.device)[:, None, None, None]
-        channel = torch.arange(channels, device=images.device)[:, None, None]
-        return F.pad(images, [int(padding)] * 4)[
-            image, channel, rows[:, None, :, None], columns[:, None, None]
-        ]
-
-    return apply
-
-
-def _flip() -> Augmentation:
-    """Mirror left and right, each image with probability one half."""
-
-    def apply(images: Tensor, generator: torch.Generator) -> Tensor:
-        coin = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
-        return torch.where(coin.to(images.device)[:, None, None, None], images.flip(3), images)
-
-    return apply
-
-
-def _noise(sigma: float = 0.1) -> Augmentation:
-    """Add Gaussian noise of standard deviation `sigma` (pixels in [0,1]), then clamp to [0,1]."""
-    _number("noise: sigma", sigma, 0, 10)
-
-    def apply(images: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(images.shape, generator=generator, device=generator.device, dtype=images.dtype)
-        return (images + sigma * noise.to(images.device)).clamp(0, 1)
-
-    return apply
-
-
-_AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {"crop": _crop, "flip": _flip, "noise": _noise}
+def _count(number: int, what: str) -> str:
+    plural = what + ("es" if what.endswith("s") else "s")
+    return f"{number} {what if number == 1 else plural}"
