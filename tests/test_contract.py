@@ -159,6 +159,12 @@ class Info(CifarResNet):
         self.feature_info[1]["num_chs"] = 5
 
 
+class Reduction(CifarResNet):
+    def __init__(self, width=8, in_chans=3, num_classes=10):
+        super().__init__((1, 1, 1, 1), width, in_chans, num_classes)
+        self.feature_info[2]["reduction"] = 1
+
+
 class Bare(nn.Module):
     """A module that timm can build, without the interface."""
 
@@ -178,6 +184,7 @@ PLANTED = {
     Narrow: "num_features says 3",
     Layer: "get_classifier",
     Info: "feature_info says 5 channels",
+    Reduction: "reduction 1",
     Bare: "lacks forward_features",
     NoGradient: "no gradient reaches the input",
     Unused: "spare.weight .* gets no gradient",
