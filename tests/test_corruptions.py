@@ -279,11 +279,14 @@ def test_a_corruption_counts_all_images_and_needs_no_ball() -> None:
     bright, contrast = result.per_attack.values()
     assert bright == 0.75
     assert contrast == 0.75
-    assert result.robust == 0.5
-    assert result.extra["mean_corruption_accuracy"] == 0.75
+    assert result.robust is None  # nobody attacked
+    assert result.interval is None
+    assert result.extra["corruptions"]["everywhere"] == 0.5
+    assert result.extra["corruptions"]["mean"] == 0.75
+    assert "no attack of the suite works under linf:0.001" in result.table()
     assert result.flags == ()
     plain = evaluate(Brightness(), (x, y), threat="linf:0.1", suite="fgsm")
-    assert "mean_corruption_accuracy" not in plain.extra
+    assert "corruptions" not in plain.extra
 
 
 def test_the_suite_reports_every_corruption_and_severity() -> None:
@@ -294,7 +297,13 @@ def test_the_suite_reports_every_corruption_and_severity() -> None:
     assert len(result.per_attack) == 19 * 5
     assert result.per_attack["corruption(name=fog,severity=3)"] <= 1
     mean = sum(result.per_attack.values()) / len(result.per_attack)
-    assert result.extra["mean_corruption_accuracy"] == pytest.approx(mean, abs=1e-6)
+    assert result.extra["corruptions"]["mean"] == pytest.approx(mean, abs=1e-6)
+    table = result.table().splitlines()
+    fog = next(line for line in table if line.strip().startswith("fog "))
+    severities = [result.per_attack[f"corruption(name=fog,severity={s})"] for s in range(1, 6)]
+    assert f"{100 * sum(severities) / 5:.2f} %  severity 1,2,3,4,5:" in fog
+    assert fog.split()[-5:] == [f"{100 * share:.1f}" for share in severities]
+    assert len(table) < 30
     assert result.protocol.startswith("corruptions@1 ")
     again = evaluate(model, (x, model(x).argmax(1)), threat="linf:0.1", suite="corruptions")
     assert again.per_attack == result.per_attack

@@ -87,7 +87,7 @@ def test_a_corruption_beside_an_attack_does_not_lower_the_robust_accuracy() -> N
     beside = evaluate(Brightness(), pair(), threat="linf:0.01", suite="fgsm", attacks=[dark])
     assert min(beside.per_attack.values()) < alone.robust
     assert beside.robust == alone.robust
-    assert evaluate(Brightness(), pair(), threat="linf:0.01", suite=dark).robust < alone.robust
+    assert evaluate(Brightness(), pair(), threat="linf:0.01", suite=dark).robust is None
 
 
 def test_an_own_attack_with_other_parameters_is_flagged() -> None:

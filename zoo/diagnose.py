@@ -1,14 +1,14 @@
 """Is this robustness real? Checks that masked gradients, randomness and broken contracts do not survive.
 
 After Carlini et al. 2019 ("On Evaluating Adversarial Robustness") and Athalye et al. 2018: each check has a
-paragraph in `MEANING`, and a verdict is data, not a warning.
+paragraph in `zoo.checks.MEANING`, and a verdict is data, not a warning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from zoo import ball, progress
 from zoo.attacks import bind
 from zoo.catalogue import list_models
+from zoo.checks import CHEAP, MEANING, Check, Probe
 from zoo.errors import ZooError, unknown
-from zoo.judging import predict
+from zoo.judging import DRAWS, Judge, seeded, vote
 from zoo.loading import load
 from zoo.pgd import LOSSES, frozen, perturb
 from zoo.registry import registry
@@ -27,74 +28,8 @@ from zoo.spec import resolve
 from zoo.task import Subject, find_examples, find_subject, find_threat
 from zoo.threat import Threat
 
-MEANING = {
-    "zero-gradients": (
-        "Share of images whose loss has an exactly zero or non-finite gradient. A gradient attack then walks "
-        "blindly, and its failure says nothing. Saturated outputs, quantisers and thresholds do this; attack a "
-        "surrogate (BPDA) or the margin of the logits, and trust no cross-entropy attack."
-    ),
-    "loss-against-steps": (
-        "The mean loss that the attack reaches with 1, 5, 20 and 50 steps must not fall. Where more steps "
-        "reach less, the step size or the gradient is wrong, and the accuracy is that of a bad attack."
-    ),
-    "must-reach-zero": (
-        "With the largest budget every image can be turned into any other, so a working attack leaves "
-        "nothing. What is left is the share of images on which the attack does not work."
-    ),
-    "black-box-better": (
-        "Accuracy under Square, which sees no gradient, less that under PGD. A gradient attack knows more; if it "
-        "does worse, the gradients mislead, and the headline must be that of the stronger attack."
-    ),
-    "single-step-better": (
-        "Accuracy under FGSM less that under PGD. Iterating can only help; where it does not, the loss surface "
-        "is rugged around the data, the classic sign of masked gradients (catastrophic overfitting too)."
-    ),
-    "noise-better": (
-        "Accuracy under random noise of the same budget less that under PGD. An attack that noise beats is no "
-        "attack."
-    ),
-    "transfer-better": (
-        "Accuracy on images made against the undefended twin less that under PGD on the model itself. If "
-        "transferred images do better, the model hides its gradient rather than the weakness."
-    ),
-    "surrogate-better": (
-        "Accuracy under PGD through the model's declared surrogates and raw heads less that through its own "
-        "gradient. If a surrogate does better, only attacks through it count."
-    ),
-    "randomised": (
-        "Share of images whose logits change between two forwards. One forward per image then counts luck as "
-        "robustness: declare stochastic=True, attack the mean of several draws, judge by vote."
-    ),
-    "batch-dependent": (
-        "Share of images whose prediction depends on the other images of the batch. An attacker may choose the "
-        "batch, and no number can be repeated without it."
-    ),
-    "softmax-output": (
-        "The outputs are probabilities, not logits. Attacks on logits (margin, DLR, cross-entropy) lose their "
-        "gradient where probabilities saturate; return the logits."
-    ),
-    "input-range": (
-        "Clean accuracy on pixels in [0,1] less the best under other usual ranges (0..255, -1..1, ImageNet's "
-        "normalisation). A model that does better there is being fed the wrong images."
-    ),
-}
 TOLERANCE = 0.02  # accuracies that differ by less are equal, at a few hundred images
 STEPS = (1, 5, 20, 50)
-
-
-@dataclass(frozen=True)
-class Check:
-    """One verdict: the value that was measured, whether it raises the flag, and what else was seen."""
-
-    name: str
-    flagged: bool
-    value: float
-    detail: str = ""
-
-    @property
-    def meaning(self) -> str:
-        """What the check is about and what to do if it is flagged."""
-        return MEANING[self.name]
 
 
 @dataclass(frozen=True)
@@ -114,6 +49,12 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {**asdict(self), "checks": [asdict(check) for check in self.checks], "flags": list(self.flags)}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Diagnosis:
+        """The inverse of `to_dict`."""
+        checks = tuple(Check(**check) for check in data["checks"])
+        return Diagnosis(data["name"], data["n"], data["threat"], checks)
 
     def table(self) -> str:
         """For people: a line per check, and the paragraph of each that was flagged."""
@@ -147,30 +88,65 @@ def diagnose(
     Raises:
         ZooError: as `zoo.evaluate`; or a threat model without a ball (spatial, corruption).
     """
+    if n is not None and n < 1:
+        raise ZooError(f"n={n}: diagnose at least one image")
     subject = find_subject(model_or_name, device)
     chosen = find_threat(subject, threat)
+    examples = find_examples(subject, data, None, data_root)
+    return examine(subject, examples.x[:n], examples.y[:n], chosen, seed, only, show_progress=show_progress)
+
+
+def examine(
+    subject: Subject,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    seed: int = 0,
+    only: Sequence[str] = (),
+    *,
+    stochastic: bool | None = None,
+    show_progress: bool = False,
+) -> Diagnosis:
+    """`diagnose` for images `[N,C,H,W]` and labels `[N]` that are on the subject's device already.
+
+    Args:
+        stochastic: attack the mean of several draws and judge by vote; None asks the model's spec.
+    """
     if strange := [name for name in only if name not in MEANING]:
         raise unknown("check", strange[0], MEANING)
-    if chosen.norm not in ("linf", "l2", "l1"):
-        raise ZooError(f"diagnose needs a ball to attack in, not {chosen}; use linf:, l2: or l1:")
-    examples = find_examples(subject, data, None, data_root)
-    work = _Work(subject, examples.x[:n], examples.y[:n], chosen, seed)
+    check_ball(threat)
+    declared = bool(subject.spec and subject.spec.stochastic) if stochastic is None else stochastic
+    dependent = bool(subject.spec and subject.spec.batch_dependent)
+    probe = Probe(subject.model, x, y, threat, seed, declared, dependent)
+    work = _Work(subject, probe)
     with frozen(subject.model), progress.show(f"diagnose {subject.name}", show_progress):
         checks = tuple(work.checks(only))
-    return Diagnosis(subject.name, len(work.x), str(chosen), checks)
+    return Diagnosis(subject.name, len(x), str(threat), checks)
+
+
+def check_ball(threat: Threat) -> None:
+    """Refuse a threat model that has no ball to attack in.
+
+    Raises:
+        ZooError: in one line.
+    """
+    if threat.norm not in ("linf", "l2", "l1"):
+        raise ZooError(f"diagnose needs a ball to attack in, not {threat}; use linf:, l2: or l1:")
 
 
 class _Work:
-    """The measurements behind the checks; PGD is run once."""
+    """The measurements behind the checks; PGD is run once. Of a stochastic model the mean of several draws
+    is attacked, and votes decide."""
 
-    def __init__(self, subject: Subject, x: Tensor, y: Tensor, threat: Threat, seed: int) -> None:
-        self.subject, self.model = subject, subject.model
-        self.x, self.y, self.threat, self.seed = x, y, threat, seed
+    def __init__(self, subject: Subject, probe: Probe) -> None:
+        self.subject, self.probe, self.model = subject, probe, subject.model
+        self.x, self.y, self.threat, self.seed = probe.x, probe.y, probe.threat, probe.seed
+        self.judge = Judge(subject.model, draws=DRAWS if probe.stochastic else 1, seed=probe.seed)
 
     def checks(self, only: Sequence[str] = ()) -> Iterator[Check]:
         """The wanted checks, in the order of `MEANING`, as far as they apply to the model."""
         methods: dict[str, Callable[[], Check | None]] = {
-            "zero-gradients": self._zero_gradients,
+            **{name: partial(check, self.probe) for name, check in CHEAP.items()},
             "loss-against-steps": self._steps,
             "must-reach-zero": self._reach_zero,
             "black-box-better": self._black_box,
@@ -178,9 +154,6 @@ class _Work:
             "noise-better": self._noise,
             "transfer-better": self._transfer,
             "surrogate-better": self._surrogates,
-            "randomised": self._randomised,
-            "batch-dependent": self._batch_dependent,
-            "softmax-output": self._softmax,
             "input-range": self._range,
         }
         wanted = [name for name in MEANING if name in (only or MEANING)]
@@ -198,44 +171,15 @@ class _Work:
     def _accuracy(self, call: str, model: nn.Module | None = None, threat: Threat | None = None) -> float:
         """Accuracy of the model on what an attack on `model` (itself by default) makes of the images."""
         threat = threat or self.threat
-        x_adv = bind(call).run(model or self.model, self.x, self.y, threat, self.seed)
+        with seeded(self.seed, self.x.device):  # a stochastic model draws the same in every run
+            x_adv = bind(call).run(model or self.judge.target, self.x, self.y, threat, self.seed)
         x_adv = ball.project(threat, self.x, torch.nan_to_num(x_adv, nan=0.5))
-        return float((predict(self.model, x_adv) == self.y).float().mean())
+        return float(vote(self.judge.right(x_adv, self.y)).float().mean())
 
     def _against_white(self, name: str, call: str, detail: str, model: nn.Module | None = None) -> Check:
         other = self._accuracy(call, model)
         text = f"{detail} {other:.1%}, pgd(steps=50) {self.white:.1%}"
         return Check(name, other < self.white - TOLERANCE, round(other - self.white, 6), text)
-
-    @torch.no_grad()
-    def _randomised(self) -> Check:
-        first, second = self._logits(self.x), self._logits(self.x)
-        share = float((first != second).any(1).float().mean())
-        declared = bool(self.subject.spec and self.subject.spec.stochastic)
-        return Check("randomised", share > 0 and not declared, share, "declared" if declared else "")
-
-    @torch.no_grad()
-    def _batch_dependent(self) -> Check:
-        """Each image alone, and in the reversed batch; rounding moves logits by 1e-5, not predictions."""
-        some = self.x[:64]
-        together = self.model(some)
-        alone = torch.cat([self.model(image[None]) for image in some])
-        backwards = self.model(some.flip(0)).flip(0)
-        scale = together.abs().amax().clamp_min(1e-6)
-        moved = [((other - together).abs().amax(1) > 1e-3 * scale) for other in (alone, backwards)]
-        share = float((moved[0] | moved[1]).float().mean())
-        declared = bool(self.subject.spec and self.subject.spec.batch_dependent)
-        random = bool((self.model(some) != together).any())
-        return Check("batch-dependent", share > 0 and not declared and not random, share)
-
-    @torch.no_grad()
-    def _softmax(self) -> Check:
-        logits = self._logits(self.x)
-        sums_to_one = bool((logits.sum(1) - 1).abs().max() < 1e-3)
-        probable = sums_to_one and float(logits.min()) >= 0
-        log_probable = bool((logits.exp().sum(1) - 1).abs().max() < 1e-3) and float(logits.max()) <= 1e-6
-        detail = "log-probabilities, which are harmless" if log_probable else ""
-        return Check("softmax-output", probable, float(probable), detail)
 
     @torch.no_grad()
     def _range(self) -> Check:
@@ -252,34 +196,19 @@ class _Work:
         detail = f"[0,1] {here:.1%}, {best} {accuracies[best]:.1%}"
         return Check("input-range", accuracies[best] > here + 0.1, round(accuracies[best] - here, 6), detail)
 
-    def _zero_gradients(self) -> Check:
-        """Of the cross-entropy, at a random point of the ball around every image."""
-        start = ball.random_start(self.threat, self.x, self.seed)
-        bad = []
-        for x, y in zip(start.split(128), self.y.split(128), strict=True):
-            x = x.clone().requires_grad_(True)
-            with torch.enable_grad():
-                loss = LOSSES["ce"](self.model(x), y).sum()
-                gradient = torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
-            gradient = torch.zeros_like(x) if gradient is None else gradient
-            flat = gradient.flatten(1)
-            bad.append(~torch.isfinite(flat).all(1) | (flat.abs().amax(1) == 0))
-        share = float(torch.cat(bad).float().mean())
-        return Check("zero-gradients", share > 0.05, round(share, 6))
-
     def _steps(self) -> Check:
         """The mean loss with more and more steps, from the images themselves."""
-        losses = []
+        losses, model = [], self.judge.target
         for steps in STEPS:
             size = min(1.0, 2.5 / steps) * ball.budget(self.threat, self.x)
             parts = []
             for x, y in zip(self.x.split(128), self.y.split(128), strict=True):
                 try:
-                    adv = perturb(self.model, x, y, self.threat, steps=steps, step_size=size)
+                    adv = perturb(model, x, y, self.threat, steps=steps, step_size=size)
                 except RuntimeError:  # no gradient at all: the check of zero gradients says so
                     adv = x
                 with torch.no_grad():
-                    parts.append(LOSSES["ce"](self.model(adv), y))
+                    parts.append(LOSSES["ce"](model(adv), y))
             losses.append(float(torch.cat(parts).mean()))
         # FGSM's one long step may beat five short ones of a sound model by a little, 50 never lose to 5.
         fall = max(losses[1] - losses[3], losses[2] - losses[3], 0.0)
@@ -325,9 +254,5 @@ class _Work:
         value = round(found[best] - self.white, 6)
         return Check("surrogate-better", value < -TOLERANCE, value, text)
 
-    @torch.no_grad()
-    def _logits(self, x: Tensor) -> Tensor:
-        return torch.cat([self.model(part) for part in x.split(128)])
-
     def _clean(self, x: Tensor) -> float:
-        return float((self._logits(x).argmax(1) == self.y).float().mean())
+        return float((self.probe.logits(x).argmax(1) == self.y).float().mean())

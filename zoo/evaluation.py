@@ -6,11 +6,10 @@ for NaN and judged on the true float32 model; what was wrong with it becomes a f
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,31 @@ from torch import Tensor, nn
 
 from zoo import progress
 from zoo.attacks import BoundAttack, Suite, bind, expand
+from zoo.checks import Probe, cheap_checks
 from zoo.data import Data, as_labels, as_pixels
+from zoo.diagnose import Diagnosis, check_ball, examine
 from zoo.errors import ContractError, ZooError
 from zoo.journal import Journal
-from zoo.judging import Judge, Verdicts, enforce, vote
-from zoo.nn import ExpectationOverTransformation
+from zoo.judging import DRAWS, EOT_DRAWS, Judge, Verdicts, enforce, seeded, vote
 from zoo.pgd import frozen
 from zoo.precision import choose
-from zoo.result import Result, wilson
-from zoo.task import Examples, Subject, check_output, find_examples, find_subject, find_threat
+from zoo.records import save_pair, sealed
+from zoo.result import OWN_ATTACK_MISSING, Result, wilson
+from zoo.summary import summary, versions
+from zoo.task import (
+    Examples,
+    Subject,
+    check_output,
+    find_examples,
+    find_subject,
+    find_threat,
+    fingerprint,
+    logits_on,
+)
 from zoo.threat import Threat
-from zoo.weights import save_state, state_sha256
+from zoo.weights import state_sha256
 
 PART = 512  # images of one entry in the journal
-DRAWS = 5  # forwards that judge an image of a stochastic model
-EOT_DRAWS = 8  # forwards behind one gradient of a stochastic model
 
 
 def evaluate(
@@ -51,6 +60,7 @@ def evaluate(
     batch_size: int = 256,
     stochastic: bool | None = None,
     data_root: str | Path | None = None,
+    diagnosis: Diagnosis | bool = False,
     show_progress: bool = False,
 ) -> Result:
     """Measure a classifier: clean accuracy, accuracy under each attack, and the worst case over all.
@@ -73,6 +83,9 @@ def evaluate(
         stochastic: judge each image by the vote of several draws and attack the mean of several; None
             asks the model's spec.
         data_root: where data sets lie; None for `ZOO_DATA`.
+        diagnosis: True runs `zoo.diagnose` first, on the first 500 images, and keeps its checks in
+            `extra["diagnosis"]`; one that was run already is kept as it is. The cheap checks are part of
+            every result: what they flag is among its flags.
         show_progress: print progress with the expected end to standard error.
 
     Raises:
@@ -87,6 +100,8 @@ def evaluate(
         bind(call)  # a misspelt attack is refused before a model is loaded
     subject = find_subject(model_or_name, device)
     chosen = find_threat(subject, threat)
+    if diagnosis is True:
+        check_ball(chosen)
     examples = find_examples(subject, data, n, data_root)
     examples = examples if shard is None else examples.shard(shard)
     bound = expand(suite, subject.own_attack, attacks)
@@ -96,14 +111,17 @@ def evaluate(
     plan = _Plan(subject, examples, chosen, bound, judge, seed, digest, show_progress)
     with frozen(subject.model):
         journal = Journal(Path(out) if out is not None else None, plan.key)
+        flags = plan.checks(journal)
+        examined = plan.diagnosis(journal) if diagnosis is True else diagnosis or None
         verdicts = plan.measure(journal)
+    verdicts.flags |= flags
     if state_sha256(subject.model) != digest:
         journal.close()
         raise ContractError(f"an attack changed the weights of {subject.name}; the numbers are void")
-    result = replace(plan.result(verdicts), seconds=round(time.monotonic() - started, 2))
+    result = sealed(plan.result(verdicts, examined), verdicts)
+    result = replace(result, seconds=round(time.monotonic() - started, 2))
     if out is not None:
-        save_state(verdicts.arrays(), Path(out) / "examples.safetensors")
-        result.save(Path(out) / "result.json")
+        save_pair(Path(out), result, verdicts)
         journal.close()
     return result
 
@@ -129,7 +147,9 @@ def attack(model: nn.Module, x: Any, y: Any, call: str, *, threat: str | Threat,
     chosen = bound.threat or find_threat(subject, threat)
     images = as_pixels(x).to(subject.device)
     labels = as_labels(y, len(images), check_output(subject, images[:2])).to(subject.device)
-    x_adv = bound.run(subject.model, images, labels, chosen, seed)
+    stochastic = bool(subject.spec and subject.spec.stochastic)
+    target = Judge(subject.model, draws=DRAWS if stochastic else 1).target
+    x_adv = bound.run(target, images, labels, chosen, seed)
     return enforce(chosen, images, x_adv)[0]
 
 
@@ -158,14 +178,47 @@ class _Plan:
             f"gradients={precision}"
         )
 
+    @cached_property
+    def logits(self) -> Tensor:
+        """Logits `[2,K]` on two fixed images: the same weights may serve another function."""
+        return logits_on(self.subject.model, self.examples.head[0][:2])
+
     @property
     def key(self) -> list[str]:
         """What the journal's entries depend on."""
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            logits = self.subject.model(self.examples.x[:2])  # the same weights may serve another function
-        function = logits.float().cpu().numpy().tobytes().hex()
+        function = self.logits.numpy().tobytes().hex()
         return [self.digest, function, self.examples.sha256, str(self.examples.index.tolist()), self.protocol]
+
+    def checks(self, journal: Journal) -> set[str]:
+        """What the cheap checks flag, on the first images of all, whatever the shard."""
+        kept = journal.read("checks")
+        if kept is None:
+            x, y = self.examples.head
+            spec, stochastic = self.subject.spec, self.judge.draws > 1
+            dependent = bool(spec and spec.batch_dependent)
+            with seeded(self.seed, x.device):
+                probe = Probe(self.subject.model, x, y, self.threat, self.seed, stochastic, dependent)
+                kept = [check.name for check in cheap_checks(probe) if check.flagged]
+            journal.write("checks", kept)
+        return set(kept)
+
+    def diagnosis(self, journal: Journal) -> Diagnosis:
+        """The whole diagnosis, on the first images of all."""
+        kept = journal.read("diagnosis")
+        if kept is None:
+            x, y = self.examples.head
+            found = examine(
+                self.subject,
+                x,
+                y,
+                self.threat,
+                self.seed,
+                stochastic=self.judge.draws > 1,
+                show_progress=self.shown,
+            )
+            journal.write("diagnosis", found.to_dict())
+            return found
+        return Diagnosis.from_dict(kept)
 
     def measure(self, journal: Journal) -> Verdicts:
         """Clean images, then attack after attack, batch by batch."""
@@ -222,26 +275,25 @@ class _Plan:
             return draws, set()
         where = index.to(x.device)
         threat = item.threat or self.threat
-        x_adv = item.run(self._target(), x[where], y[where], threat, self.seed)
+        with seeded(self.seed, x.device):  # a stochastic model draws the same, resumed or not
+            x_adv = item.run(self.judge.target, x[where], y[where], threat, self.seed)
         x_adv, flags = enforce(threat, x[where], x_adv)
         draws[:, index] = self.judge.right(x_adv, y[where])
         return draws, flags
 
-    def _target(self) -> nn.Module:
-        """What attacks take gradients of: the model, or the mean over draws of a stochastic one."""
-        if self.judge.draws == 1:
-            return self.subject.model
-        return ExpectationOverTransformation(self.subject.model, EOT_DRAWS)
-
-    def result(self, verdicts: Verdicts) -> Result:
+    def result(self, verdicts: Verdicts, diagnosis: Diagnosis | None) -> Result:
         """The numbers of the verdicts, without the time."""
         n, own = len(verdicts.clean), self.subject.own_attack
         robust = int(verdicts.worst.sum())
-        names = {item.call.name for item in self.suite.attacks}
-        complete = bool(names) and (not own or bind(own).call.name in names)
-        flags = set(verdicts.flags)
-        if own and complete and str(bind(own)) not in verdicts.attacks:
+        reason = self._no_worst_case(verdicts)
+        flags = set(verdicts.flags) | set(diagnosis.flags if diagnosis else ())
+        if own and not reason and str(bind(own)) not in verdicts.attacks:
             flags.add("own-attack-changed")
+        extra: dict[str, Any] = {"own_attack": own, "images": self.examples.total, **summary(verdicts)}
+        if reason:
+            extra["no_worst_case"] = reason
+        if diagnosis is not None:
+            extra["diagnosis"] = diagnosis.to_dict()
         return Result(
             name=self.subject.name,
             sha256=self.digest,
@@ -251,56 +303,22 @@ class _Plan:
             threat=str(self.threat),
             metric="accuracy",
             clean=int(verdicts.clean.sum()) / n,
-            robust=robust / n if complete else None,
+            robust=None if reason else robust / n,
             per_attack={call: int(v.sum()) / n for call, v in verdicts.attacks.items()},
-            interval=wilson(robust, n) if complete else None,
+            interval=None if reason else wilson(robust, n),
             flags=tuple(sorted(flags)),
             protocol=self.protocol,
             seed=self.seed,
             device=str(self.subject.device),
             seconds=0.0,
-            versions=_versions(),
-            extra={
-                "own_attack": own,
-                "images": self.examples.total,
-                **summary(verdicts),
-                **self._corruptions(verdicts),
-            },
+            versions=versions(),
+            extra=extra,
+            fingerprint=fingerprint(self.logits),
         )
 
-    def _corruptions(self, verdicts: Verdicts) -> dict[str, float]:
-        """The mean accuracy over the suite's corruptions, as CIFAR-10-C is reported; empty without any."""
-        kinds = {str(item): item.threat.kind for item in self.suite.attacks if item.threat is not None}
-        shares = [
-            float(verdicts.attacks[call].float().mean()) for call in kinds if kinds[call] == "corruption"
-        ]
-        return {"mean_corruption_accuracy": round(sum(shares) / len(shares), 6)} if shares else {}
-
-
-def summary(verdicts: Verdicts) -> dict[str, Any]:
-    """Accuracy by class; of a stochastic model, its mean and its worst over the draws as well."""
-    rows = {}
-    for label in verdicts.labels.unique().tolist():
-        of = verdicts.labels == label
-        clean, worst = verdicts.clean[of].float().mean(), verdicts.worst[of].float().mean()
-        rows[str(label)] = {"clean": round(float(clean), 6), "robust": round(float(worst), 6)}
-    found: dict[str, Any] = {"per_class": rows}
-    if verdicts.draws:
-        found["draws"] = {
-            call: {
-                "mean": round(float(d.float().mean()), 6),
-                "worst": round(float(d.all(0).float().mean()), 6),
-            }
-            for call, d in verdicts.draws.items()
-        }
-    return found
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("adversarial-zoo", "torch", "timm", "torchattacks", "adversarial-robustness-toolbox"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    def _no_worst_case(self, verdicts: Verdicts) -> str:
+        """Why there is no robust accuracy to report; "" if there is."""
+        if not verdicts.together:
+            return f"no attack of the suite works under {self.threat}"
+        names, own = {item.call.name for item in self.suite.attacks}, self.subject.own_attack
+        return OWN_ATTACK_MISSING if own and bind(own).call.name not in names else ""

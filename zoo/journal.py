@@ -6,13 +6,14 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from zoo.files import atomic
+from zoo.files import atomic, write_text
 
 
 class Journal:
@@ -47,6 +48,20 @@ class Journal:
         text = torch.tensor(list(json.dumps(sorted(flags)).encode()), dtype=torch.uint8)
         with atomic(path) as temporary:
             save_file({"draws": draws.to(torch.uint8).contiguous(), "flags": text}, str(temporary))
+
+    def read(self, name: str) -> Any:
+        """The JSON value that was written under a name; None if there is none, or it is torn."""
+        if self.folder is None:
+            return None
+        try:
+            return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def write(self, name: str, value: Any) -> None:
+        """Keep a JSON value, atomically."""
+        if self.folder is not None:
+            write_text(self.folder / f"{name}.json", json.dumps(value))
 
     def close(self) -> None:
         """Forget it: the result is written."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +11,11 @@ from torch import Tensor, nn
 
 from zoo import ball
 from zoo.errors import ContractError
+from zoo.nn import ExpectationOverTransformation
 from zoo.threat import Threat
+
+DRAWS = 5  # forwards that judge an image of a stochastic model
+EOT_DRAWS = 8  # forwards behind one gradient, or one query, of a stochastic model
 
 
 @dataclass
@@ -28,14 +34,19 @@ class Verdicts:
     apart: set[str] = field(default_factory=set)  # attacks with a threat model of their own
 
     @property
+    def together(self) -> list[str]:
+        """The attacks of the measured threat model."""
+        return [call for call in self.attacks if call not in self.apart]
+
+    @property
     def worst(self) -> Tensor:
         """Right on the clean image and under every attack of the threat model.
 
-        Attacks apart (a corruption beside Linf) count only where there are no others.
+        Attacks apart (a corruption beside Linf) count only where there are no others: then it says which
+        images are right under all of them.
         """
         right = self.clean.clone()
-        together = [call for call in self.attacks if call not in self.apart] or list(self.attacks)
-        for call in together:
+        for call in self.together or list(self.attacks):
             right &= self.attacks[call]
         return right
 
@@ -66,13 +77,26 @@ class Judge:
     @torch.no_grad()
     def right(self, x: Tensor, y: Tensor) -> Tensor:
         """Which images are right in each draw; bool `[draws,N]`, on the CPU."""
+        if self.draws == 1:
+            return (predict(self.model, x, self.batch_size) == y)[None].cpu()
         rows = []
         for draw in range(self.draws):
-            with torch.random.fork_rng(enabled=self.draws > 1):
-                if self.draws > 1:
-                    torch.manual_seed(self.seed + 1_000_003 * (draw + 1))
+            with seeded(self.seed + 1_000_003 * (draw + 1), x.device):
                 rows.append(predict(self.model, x, self.batch_size) == y)
         return torch.stack(rows).cpu()
+
+    @property
+    def target(self) -> nn.Module:
+        """What attacks take gradients of: the model, or the mean over draws of a stochastic one."""
+        return self.model if self.draws == 1 else ExpectationOverTransformation(self.model, EOT_DRAWS)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Everything random inside starts from a seed; the generators are as before afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def vote(draws: Tensor) -> Tensor:

@@ -7,42 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from zoo.attacks import bind
 from zoo.errors import ZooError
-from zoo.evaluation import summary
 from zoo.judging import Verdicts
-from zoo.result import Result, wilson
-from zoo.weights import save_state
-
-
-def load_verdicts(folder: Path, result: Result | None = None) -> tuple[Result, Verdicts]:
-    """The result.json (or a result that is known already) and examples.safetensors of one folder.
-
-    Raises:
-        ZooError: one of them is missing, damaged, or does not belong to the other.
-    """
-    result = result or Result.load(folder / "result.json")
-    path = folder / "examples.safetensors"
-    try:
-        arrays = load_file(path)
-        verdicts = Verdicts(arrays["label"], arrays["index"], arrays["clean"].bool())
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ZooError(f"cannot read the verdicts in {path}: {error}; evaluate again") from error
-    for key, value in arrays.items():
-        kind, _, call = key.partition(":")
-        if kind == "attack":
-            verdicts.attacks[call] = value.bool()
-            verdicts.apart |= {call} if bind(call).threat is not None else set()
-        elif kind == "draws":
-            verdicts.draws[call] = value.bool()
-    if len(verdicts.clean) != result.n or set(verdicts.attacks) != set(result.per_attack):
-        raise ZooError(f"{path} does not belong to the result.json beside it; evaluate again")
-    verdicts.flags = set(result.flags)
-    return result, verdicts
+from zoo.records import load_pair, save_pair, sealed
+from zoo.result import OWN_ATTACK_MISSING, Result, wilson
+from zoo.summary import summary
 
 
 def merge(folders: Sequence[str | Path], out: str | Path | None = None) -> Result:
@@ -61,7 +32,7 @@ def merge(folders: Sequence[str | Path], out: str | Path | None = None) -> Resul
     """
     if len(folders) < 2:
         raise ZooError("merge needs at least two folders with a result.json")
-    loaded = [load_verdicts(Path(folder)) for folder in folders]
+    loaded = [load_pair(Path(folder)) for folder in folders]
     first = loaded[0][0]
     for folder, (result, _) in zip(folders[1:], loaded[1:], strict=True):
         for field in ("sha256", "data_sha256", "threat", "metric"):
@@ -72,6 +43,11 @@ def merge(folders: Sequence[str | Path], out: str | Path | None = None) -> Resul
                 raise ZooError(
                     f"{folder} was measured on {what} than {folders[0]}; merge what belongs together"
                 )
+        if not result.same_function(first):
+            raise ZooError(
+                f"{folder} was measured on another function than {folders[0]}, with equal weights but other "
+                "arguments of the architecture; merge what belongs together"
+            )
     indices = [set(verdicts.index.tolist()) for _, verdicts in loaded]
     if all(index == indices[0] for index in indices):
         merged = _union(loaded)
@@ -82,9 +58,9 @@ def merge(folders: Sequence[str | Path], out: str | Path | None = None) -> Resul
             "some images are in two folders but not in all; merge shards, or attacks on the same images"
         )
     result, verdicts = merged
+    result = sealed(result, verdicts)
     if out is not None:
-        save_state(verdicts.arrays(), Path(out) / "examples.safetensors")
-        result.save(Path(out) / "result.json")
+        save_pair(Path(out), result, verdicts)
     return result
 
 
@@ -110,31 +86,59 @@ def _concatenation(loaded: Sequence[tuple[Result, Verdicts]]) -> tuple[Result, V
     for call in loaded[0][1].draws:
         verdicts.draws[call] = joined([v.draws[call] for _, v in loaded])
     verdicts.flags = set().union(*(v.flags for _, v in loaded))
-    return _measured(loaded, verdicts, first.protocol, first.robust is not None), verdicts
+    return _measured(loaded, verdicts, first.protocol), verdicts
 
 
 def _union(loaded: Sequence[tuple[Result, Verdicts]]) -> tuple[Result, Verdicts]:
-    """The same images under more attacks; what is wrong clean in one is wrong in all."""
+    """The same images under more attacks; what is wrong clean in one is wrong in all.
+
+    Where an attack (or the clean images) was measured twice, each image keeps its worse verdict, and of a
+    stochastic model the draws behind it.
+    """
     orders = [verdicts.index.argsort() for _, verdicts in loaded]
     base, order = loaded[0][1], orders[0]
-    clean = torch.stack([v.clean[o] for (_, v), o in zip(loaded, orders, strict=True)]).all(0)
-    verdicts = Verdicts(base.labels[order], base.index[order], clean)
+    verdicts = Verdicts(base.labels[order], base.index[order], base.clean[order])
     for (_, part), rows in zip(loaded, orders, strict=True):
+        verdicts.clean = verdicts.clean & part.clean[rows]
         for call, right in part.attacks.items():
             before = verdicts.attacks.get(call)
             verdicts.attacks[call] = right[rows] if before is None else before & right[rows]
+        for call, draws in part.draws.items():
+            kept = verdicts.draws.get(call)
+            verdicts.draws[call] = draws[:, rows] if kept is None else _worse(kept, draws[:, rows])
         verdicts.flags |= part.flags
         verdicts.apart |= part.apart
     protocol = "merged: " + " | ".join(dict.fromkeys(result.protocol for result, _ in loaded))
-    complete = any(result.robust is not None for result, _ in loaded)
-    return _measured(loaded, verdicts, protocol, complete), verdicts
+    return _measured(loaded, verdicts, protocol), verdicts
 
 
-def _measured(
-    loaded: Sequence[tuple[Result, Verdicts]], verdicts: Verdicts, protocol: str, complete: bool
-) -> Result:
+def _worse(first: Tensor, second: Tensor) -> Tensor:
+    """Of two sets of draws `[r,N]` and `[s,N]`, for each image the one with fewer right.
+
+    Raises:
+        ZooError: r and s differ.
+    """
+    if len(first) != len(second):
+        raise ZooError(
+            f"one result has {len(first)} draws of each image, another {len(second)}; measure both with one version"
+        )
+    return torch.where(first.sum(0) <= second.sum(0), first, second)
+
+
+def _measured(loaded: Sequence[tuple[Result, Verdicts]], verdicts: Verdicts, protocol: str) -> Result:
     first, n = loaded[0][0], len(verdicts.clean)
+    reasons = [
+        result.extra.get("no_worst_case") or OWN_ATTACK_MISSING
+        for result, _ in loaded
+        if result.robust is None
+    ]
+    complete = len(reasons) < len(loaded)  # a part with the model's own attack is enough for all
     robust = int(verdicts.worst.sum())
+    extra = {key: value for result, _ in reversed(loaded) for key, value in result.extra.items()}
+    for key in ("no_worst_case", "draws"):
+        extra.pop(key, None)
+    if not complete:
+        extra["no_worst_case"] = reasons[0] if OWN_ATTACK_MISSING not in reasons else OWN_ATTACK_MISSING
     return replace(
         first,
         n=n,
@@ -145,5 +149,5 @@ def _measured(
         flags=tuple(sorted(verdicts.flags)),
         protocol=protocol,
         seconds=round(sum(result.seconds for result, _ in loaded), 2),
-        extra={**first.extra, **summary(verdicts)},
+        extra={**extra, **summary(verdicts)},
     )

@@ -13,14 +13,17 @@ from zoo.errors import ZooError
 from zoo.files import write_text
 
 SCHEMA = 1
+OWN_ATTACK_MISSING = "the model's own adaptive attack was not part of the suite"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """Accuracies are fractions in [0,1] of all `n` images.
 
-    `robust` is the share of images that are right on the clean image and under every attack of the suite;
-    it is None when the model has an adaptive attack of its own and the suite left it out.
+    `robust` is the share of images that are right on the clean image and under every attack of the suite
+    that works under `threat`. It is None when there is none (a suite of corruptions is no adversary's claim)
+    and when the model has an adaptive attack of its own that the suite left out; `extra["no_worst_case"]`
+    then says which. `extra["corruptions"]` holds what is reported of corruptions (`zoo.summary`).
     """
 
     name: str
@@ -41,6 +44,7 @@ class Result:
     seconds: float
     versions: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: tuple[float, ...] = ()  # of the logits on two images (`zoo.task.fingerprint`)
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,18 +54,42 @@ class Result:
 
     def table(self) -> str:
         """A table for people: accuracy on clean images, under each attack, and in the worst case."""
-        rows = [("clean", self.clean), *self.per_attack.items()]
+        corruptions = self.extra.get("corruptions", {})
+        apart = corruptions.get("calls", {})
+        rows = [("clean", self.clean), *((k, v) for k, v in self.per_attack.items() if k not in apart)]
         if self.robust is not None:
             rows.append(("worst case", self.robust))
+        kinds = corruption_rows(self.to_dict()) if apart else []
+        rows += [(label, mean) for label, _, mean in kinds]
+        if kinds:
+            rows.append((f"mean of {len(apart)} corruptions", corruptions["mean"]))
+            rows.append(("right under all of them", corruptions["everywhere"]))
         width = max(len(name) for name, _ in rows)
+        details = {label: _severities(values) for label, values, _ in kinds}
         head = f"{self.name}, {self.n} images of {self.dataset}, {self.threat}"
-        lines = [head, *(f"  {name:{width}}  {100 * value:6.2f} %" for name, value in rows)]
+        lines = [head]
+        lines += [f"  {k:{width}}  {100 * v:6.2f} %  {details.get(k, '')}".rstrip() for k, v in rows]
         if self.interval is not None:
             lines.append(f"  95 % interval of the worst case: {_span(self.interval)}")
         else:
-            lines.append("  no worst case: the model's own adaptive attack was not part of the suite")
+            lines.append(f"  no worst case: {self.extra.get('no_worst_case') or OWN_ATTACK_MISSING}")
         lines += [f"  flag: {flag}" for flag in self.flags]
         return "\n".join([*lines, f"  protocol: {self.protocol}", f"  {self.seconds:.1f} s on {self.device}"])
+
+    def same_function(self, other: Result) -> bool:
+        """Whether both were measured on one function: equal weights with other arguments are another one.
+
+        Between kinds of hardware the logits may differ by 1 % (TF32), on the CPU by 0.01 %. A result without
+        a fingerprint (of an earlier version) is taken to be of the same function.
+        """
+        first, second = self.fingerprint, other.fingerprint
+        if not first or not second:
+            return True
+        both_cpu = self.device == other.device == "cpu"
+        limit = (1e-4 if both_cpu else 1e-2) * max(map(abs, first))
+        return len(first) == len(second) and all(
+            abs(a - b) <= limit for a, b in zip(first, second, strict=True)
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write `to_dict()` as JSON, atomically."""
@@ -81,6 +109,7 @@ class Result:
             raise ZooError(f"a result has no field {extra[0]!r}")
         values = dict(data)
         values["flags"] = tuple(values.get("flags", ()))
+        values["fingerprint"] = tuple(values.get("fingerprint", ()))
         values["interval"] = tuple(values["interval"]) if values.get("interval") else None
         try:
             return Result(**values)
@@ -100,6 +129,21 @@ class Result:
             raise ZooError(f"cannot read {path}: {error.strerror}") from error
         except ValueError as error:
             raise ZooError(f"{path} is not JSON: {error}") from error
+
+
+def corruption_rows(row: Mapping[str, Any]) -> list[tuple[str, list[tuple[int, float]], float]]:
+    """Of `Result.to_dict()`: each corruption, its accuracy by severity, and their mean, in the suite's order."""
+    grouped: dict[str, list[tuple[int, float]]] = {}
+    for call, (label, severity) in row["extra"].get("corruptions", {}).get("calls", {}).items():
+        grouped.setdefault(label, []).append((int(severity), float(row["per_attack"][call])))
+    return [
+        (label, sorted(values), sum(v for _, v in values) / len(values)) for label, values in grouped.items()
+    ]
+
+
+def _severities(values: list[tuple[int, float]]) -> str:
+    shown = " ".join(f"{100 * value:5.1f}" for _, value in values)
+    return f"severity {','.join(str(severity) for severity, _ in values)}: {shown}"
 
 
 def _span(interval: tuple[float, float]) -> str:

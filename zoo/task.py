@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import runpy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from zoo.catalogue import full_name
 from zoo.data import Data, arrays_sha256, as_labels, as_pixels, load_data
 from zoo.errors import ContractError, ZooError, unknown
+from zoo.judging import seeded
 from zoo.loading import find_device, load, name_of
 from zoo.registry import registry
 from zoo.spec import ModelSpec, Recipe
 from zoo.threat import Threat
 from zoo.weights import load_into
+
+HEAD = 500  # images that checks of the model may look at
 
 
 @dataclass
@@ -42,7 +45,7 @@ class Examples:
     """The images of a measurement: float32 `[N,C,H,W]` in [0,1], labels int64 `[N]`.
 
     `index` says which of the named images they are; `sha256` is that of all of them, of which a shard
-    is a part.
+    is a part. `head` holds the first `HEAD` images and labels of all of them, the same in every shard.
     """
 
     x: Tensor
@@ -51,6 +54,7 @@ class Examples:
     name: str
     sha256: str
     total: int
+    head: tuple[Tensor, Tensor]
 
     def shard(self, text: str) -> Examples:
         """Every n-th image from the i-th on, for "i/n" (from 0).
@@ -66,7 +70,7 @@ class Examples:
             raise ZooError(f"--shard {text!r}: there are only {len(self.x)} images")
         rows = torch.arange(int(first), len(self.x), int(count), device=self.x.device)
         rows_cpu = rows.cpu()
-        return Examples(self.x[rows], self.y[rows], self.index[rows_cpu], self.name, self.sha256, self.total)
+        return replace(self, x=self.x[rows], y=self.y[rows], index=self.index[rows_cpu])
 
 
 def find_subject(model_or_name: nn.Module | str, device: str | torch.device | None) -> Subject:
@@ -173,7 +177,8 @@ def find_examples(subject: Subject, data: Any, n: int | None, root: str | Path |
         x, y = x[:n], y[:n]
         name, digest = "user data", arrays_sha256(x, y)
     index = torch.arange(len(x))
-    return Examples(x.to(subject.device), y.to(subject.device), index, name, digest, len(x))
+    x, y = x.to(subject.device), y.to(subject.device)
+    return Examples(x, y, index, name, digest, len(x), (x[:HEAD], y[:HEAD]))
 
 
 def _pair(subject: Subject, data: Any) -> tuple[Tensor, Tensor]:
@@ -184,6 +189,28 @@ def _pair(subject: Subject, data: Any) -> tuple[Tensor, Tensor]:
     images = as_pixels(x)
     classes = check_output(subject, images[:2].to(subject.device))
     return images, as_labels(y, len(images), classes)
+
+
+@torch.no_grad()
+def logits_on(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits `[N,K]` as they always are on these images: random draws start from one seed."""
+    with seeded(0, x.device):
+        logits: Tensor = model(x)
+    return logits.float().cpu()
+
+
+def fingerprint(logits: Tensor) -> tuple[float, ...]:
+    """Eight numbers that tell functions apart which share their weights: four sums over each row of logits.
+
+    Unlike a hash they can be compared across hardware, whose logits differ in the last digits
+    (`zoo.result.Result.same_function`). A stochastic model has one on each kind of device.
+
+    Args:
+        logits: `[2,K]`, of two fixed images.
+    """
+    finite = logits.double().nan_to_num(0.0, 1e4, -1e4)
+    angles = torch.outer(torch.arange(1, logits.shape[1] + 1), torch.arange(1, 5)).double()
+    return tuple(float(f"{value:.6g}") for value in (finite @ angles.cos()).flatten().tolist())
 
 
 @torch.no_grad()

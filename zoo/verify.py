@@ -11,7 +11,7 @@ import torch
 from zoo.catalogue import full_name, local_folder
 from zoo.errors import NoWeights, ZooError
 from zoo.evaluation import evaluate
-from zoo.merging import load_verdicts
+from zoo.records import load_pair
 from zoo.registry import registry
 from zoo.result import Result, wilson
 
@@ -90,10 +90,12 @@ def verify(
             data_root=data_root,
             show_progress=show_progress,
         )
-        _, new = load_verdicts(out)
-    _, old = load_verdicts(folder, stored)
+        _, new = load_pair(out)
+    _, old = load_pair(folder, stored)
     if result.sha256 != stored.sha256:
         raise ZooError(f"the card of {full} was measured on other weights than it holds; build it again")
+    if not result.same_function(stored):
+        raise ZooError(f"the card of {full} was measured with other arguments of the model; build it again")
     same = [new.clean == old.clean[:n], *(new.attacks[call] == old.attacks[call][:n] for call in new.attacks)]
     robust = int(new.worst.sum())
     published = stored.robust if stored.robust is not None else float(old.worst.float().mean())
