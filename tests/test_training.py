@@ -40,17 +40,17 @@ def test_adversarial_training_attacks_inside_the_threat(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What the update sees is adversarial: inside the ball, not clean, found in eval mode."""
-    import zoo_base.recipe as recipe
+    import zoo_base.adversary as adversary
 
     seen: list[tuple[float, bool]] = []
-    original = recipe.perturb
+    original = adversary.perturb
 
     def spy(model: nn.Module, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         adv = original(model, x, *args, **kwargs)
         seen.append((float((adv - x).abs().max()), model.training))
         return adv
 
-    monkeypatch.setattr(recipe, "perturb", spy)
+    monkeypatch.setattr(adversary, "perturb", spy)
     zoo.train("resnet10-cifar.at_digits", out=tmp_path, overrides=FAST, smoke=True)
     assert len(seen) == 2
     assert all(0.05 < size <= 0.1 + 1e-6 and training for size, training in seen)
