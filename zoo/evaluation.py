@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zoo import progress
 from zoo.attacks import BoundAttack, Suite, bind, expand
 from zoo.checks import Probe, cheap_checks
-from zoo.data import Data, as_labels, as_pixels
+from zoo.data import Data, as_labels, as_pixels, use_root
 from zoo.diagnose import Diagnosis, check_ball, examine
 from zoo.errors import ContractError, ZooError
 from zoo.journal import Journal
@@ -109,7 +109,7 @@ def evaluate(
     digest = state_sha256(subject.model)
     judge = Judge(subject.model, batch_size, DRAWS if random else 1, seed)
     plan = _Plan(subject, examples, chosen, bound, judge, seed, digest, show_progress)
-    with frozen(subject.model):
+    with frozen(subject.model), use_root(data_root):
         journal = Journal(Path(out) if out is not None else None, plan.key)
         flags = plan.checks(journal)
         examined = plan.diagnosis(journal) if diagnosis is True else diagnosis or None

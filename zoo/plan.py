@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo import progress
 from zoo.attacks import expand
+from zoo.data import use_root
 from zoo.pgd import frozen
 from zoo.task import find_examples, find_subject, find_threat
 from zoo.threat import Threat
@@ -58,7 +59,7 @@ def plan(
     scale = len(examples.x) / len(rows)
     costs = []
     counter = _Counter(subject.model)
-    with frozen(subject.model), progress.silent(), counter:
+    with frozen(subject.model), use_root(data_root), progress.silent(), counter:
         for item in expand(suite, subject.own_attack, attacks).attacks:
             counter.forwards = counter.backwards = 0
             start = time.perf_counter()

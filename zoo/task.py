@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.catalogue import full_name
-from zoo.data import Data, arrays_sha256, as_labels, as_pixels, load_data
+from zoo.data import Data, arrays_sha256, as_labels, as_pixels, declared_shape, load_data
 from zoo.errors import ContractError, ZooError, unknown
 from zoo.judging import seeded
 from zoo.loading import find_device, load, name_of
@@ -163,7 +163,7 @@ def find_examples(subject: Subject, data: Any, n: int | None, root: str | Path |
     if data is None and subject.recipe is not None:
         data = subject.recipe.dataset
     if isinstance(data, str):
-        data = load_data(data, "test", root=root)
+        data = load_data(data, "test", root=root, input_size=declared_shape(subject.model))
     if isinstance(data, Data):
         data = data if n is None else data.subset(n)
         if data.labels is None:

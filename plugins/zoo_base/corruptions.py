@@ -123,8 +123,8 @@ def corruption(
         threat: such as `corruption:fog,3`.
         seed: of everything random.
         name, severity: in place of the threat's.
-        source: "zoo" for the corruptions here; "cifar10-c" for the official arrays, found through `ZOO_DATA`
-            (then `x` must be test images of CIFAR-10).
+        source: "zoo" for the corruptions here; "cifar10-c" for the official arrays, found below the
+            evaluation's data root or `ZOO_DATA` (then `x` must be test images of CIFAR-10).
     """
     name = name or threat.corruption
     severity = severity or threat.severity

@@ -85,7 +85,7 @@ def official(x: Tensor, name: str, severity: int, root: Path | None = None) -> T
     Args:
         x: test images of CIFAR-10 `[N,3,32,32]` in [0,1], in any order.
         name, severity: of the corruption.
-        root: the folder of both data sets; None for `ZOO_DATA`.
+        root: the folder of both data sets; None for the evaluation's, then `ZOO_DATA`'s.
 
     Raises:
         ZooError: an image is not one of CIFAR-10's test images, or see `cifar10_c`.
