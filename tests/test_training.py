@@ -106,10 +106,14 @@ def test_override_reaches_params_and_leaves_the_rest() -> None:
 
 def test_an_override_of_the_model_reaches_the_model_and_a_wrong_parameter_is_refused(tmp_path: Path) -> None:
     name = "resnet10-cifar.natural_digits"
-    run = zoo.train(name, out=tmp_path, overrides=["model_kwargs.width=8", "threat=linf:0.2"], smoke=True)
+    run = zoo.train(
+        name, out=tmp_path / "a", overrides=["model_kwargs.width=8", "threat=linf:0.2"], smoke=True
+    )
     assert load_file(run / "model.safetensors")["conv1.weight"].shape[0] == 8
     with pytest.raises(ZooError, match=r"unknown parameter of zoo_base\.recipe:pgd_at"):
-        zoo.train("resnet10-cifar.at_digits", out=tmp_path, overrides=["stages.0.params.stepz=1"], smoke=True)
+        zoo.train(
+            "resnet10-cifar.at_digits", out=tmp_path / "b", overrides=["stages.0.params.stepz=1"], smoke=True
+        )
     with pytest.raises(ZooError, match="no recipe yet"):
         zoo.train("wrn28-10-cifar", out=tmp_path)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,8 +13,14 @@ from torch.nn import functional as F
 
 from zoo.errors import UnknownName, ZooError, unknown
 from zoo.grammar import parse_call
+from zoo.share import Share, drawn
 
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+class Augmentation(Protocol):
+    """Images to images of the same shape, drawn anew for each image."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+        """Augment the images of a share of a batch (None: the whole batch)."""
 
 
 def augment(text: str) -> Augmentation:
@@ -21,8 +29,9 @@ def augment(text: str) -> Augmentation:
     Blanks stand between the calls and not inside them.
 
     Returns:
-        `fn(images, generator) -> images`: float `[N,C,H,W]` in [0,1] on any device, drawn anew for every
-        image from `generator`; the images given are not changed. An empty text changes nothing.
+        `fn(images, generator, share=None) -> images`: float `[N,C,H,W]` in [0,1] on any device, drawn anew
+        for every image from `generator` (for the whole batch, of which `share` are the images given); they
+        are not changed themselves. An empty text changes nothing.
 
     Raises:
         UnknownName: there is no such augmentation, or it has no such parameter.
@@ -30,9 +39,9 @@ def augment(text: str) -> Augmentation:
     """
     steps = [_step(call) for call in text.split()]
 
-    def apply(images: Tensor, generator: torch.Generator) -> Tensor:
+    def apply(images: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
         for step in steps:
-            images = step(images, generator)
+            images = step(images, generator, share)
         return images
 
     return apply
@@ -63,11 +72,10 @@ def _crop(padding: int = 4) -> Augmentation:
     if _number("crop: padding", padding, 0, 1024) != int(padding):
         raise ZooError(f"crop: padding={padding!r}: it must be a whole number of pixels")
 
-    def apply(images: Tensor, generator: torch.Generator) -> Tensor:
+    def apply(images: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
         n, channels, height, width = images.shape
-        shape = (2, n, 1)
-        draws = torch.randint(0, 2 * int(padding) + 1, shape, generator=generator, device=generator.device)
-        top, left = draws.to(images.device)
+        integers = partial(torch.randint, 0, 2 * int(padding) + 1)
+        top, left = drawn(integers, (n, 2, 1), generator, share).to(images.device).unbind(1)
         rows = top + torch.arange(height, device=images.device)
         columns = left + torch.arange(width, device=images.device)
         image = torch.arange(n, device=images.device)[:, None, None, None]
@@ -82,8 +90,8 @@ def _crop(padding: int = 4) -> Augmentation:
 def _flip() -> Augmentation:
     """Mirror left and right, each image with probability one half."""
 
-    def apply(images: Tensor, generator: torch.Generator) -> Tensor:
-        coin = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
+    def apply(images: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+        coin = drawn(torch.rand, (len(images),), generator, share) < 0.5
         return torch.where(coin.to(images.device)[:, None, None, None], images.flip(3), images)
 
     return apply
@@ -93,9 +101,9 @@ def _noise(sigma: float = 0.1) -> Augmentation:
     """Add Gaussian noise of standard deviation `sigma` (pixels in [0,1]), then clamp to [0,1]."""
     _number("noise: sigma", sigma, 0, 10)
 
-    def apply(images: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(images.shape, generator=generator, device=generator.device, dtype=images.dtype)
-        return (images + sigma * noise.to(images.device)).clamp(0, 1)
+    def apply(images: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+        noise = drawn(torch.randn, images.shape, generator, share)
+        return (images + sigma * noise.to(images)).clamp(0, 1)
 
     return apply
 

@@ -115,8 +115,15 @@ def verify(name: str, **options: Any) -> None:
 @click.option("--seed", type=int, help="Instead of the recipe's.")
 @click.option("--set", "overrides", multiple=True, help="Override the recipe: stages.0.epochs=3.")
 @click.option("--smoke", is_flag=True, help="A few steps of every stage, to see that everything works.")
+@click.option("--fresh", is_flag=True, help="Start over, whatever the run directory holds.")
+@click.option("--processes", type=int, help="How many processes there must be (torchrun starts them).")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float64"]), help="Default: the fastest.")
+@click.option("--checkpoint-every", type=float, default=30.0, show_default=True, help="Seconds.")
 def train(name: str, overrides: Sequence[str], **options: Any) -> None:
-    """Train NAME by its recipe into a run directory."""
+    """Train NAME by its recipe into a run directory; killed, the same command goes on where it was.
+
+    On several GPUs or machines: 'torchrun -m zoo train NAME' or 'accelerate launch -m zoo train NAME'.
+    """
     from zoo.training import train as run
 
     folder = run(name, overrides=overrides, show_progress=True, **options)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float64"]  # float64: training only, for exact comparisons
 
 
 def choose(model: nn.Module, device: torch.device) -> Precision:

@@ -36,6 +36,7 @@ __all__ = [
 LONG_SUITE = 20
 TASKS = ("classify", "denoise")
 TARGETS = ("label", "image", "none")
+SELECTIONS = ("held-out", "test")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,6 +82,7 @@ class Stage:
     epochs: int
     objective: str  # "mod:fn"; fn(model, x, y, *, threat, step, **params) -> (scalar, {term: float})
     params: Mapping[str, Any] = field(default_factory=dict)
+    regularizers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # {"mod:fn": {"weight": 0.1}}
     batch_size: int = 128
     optimizer: str = "sgd(lr=0.1, momentum=0.9, weight_decay=0.0005)"
     schedule: str = "constant()"
@@ -103,6 +105,10 @@ class Recipe:
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)  # applied by the entrypoint for this tag
     init_from: str = ""
     seed: int = 0
+    ema: float = 0.0  # decay of an average of the weights, which is then what is kept; 0 is off
+    holdout: int = -1  # training images put aside to choose the best epoch; -1: 2 %, at least 256 or a tenth
+    select: str = "held-out"  # or "test", where a recipe copies a paper that chose by the test set
+    validate: str = "zoo.validation:robust"  # "mod:fn"; the first of its numbers decides what is best
     expected: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # metric: (value, tolerance)
     cost: str = ""
 
@@ -175,7 +181,7 @@ Spec = ModelSpec | Recipe | Dataset | Attack | Protocol | Analysis | Command
 
 _CODE_FIELDS = {
     ModelSpec: ("arch", "views"),
-    Recipe: (),
+    Recipe: ("validate",),
     Dataset: ("load",),
     Attack: ("run", "threat"),
     Analysis: ("run",),
@@ -229,10 +235,14 @@ def validate(spec: Spec) -> None:
         refuse(f"target {spec.target!r} is none of {', '.join(TARGETS)}")
     if isinstance(spec, Recipe):
         parse_name(spec.name, tag="required")
+        if spec.select not in SELECTIONS:
+            refuse(f"select {spec.select!r} is none of {', '.join(SELECTIONS)}")
         if not spec.stages:
             refuse("a recipe needs at least one stage")
         for stage in spec.stages:
             _check_code(stage, refuse)
+            for target in stage.regularizers:
+                _check_target("regularizer", target, refuse)
             for call in (stage.optimizer, stage.schedule, *stage.augment.split()):
                 parse_call(call)
     if isinstance(spec, Protocol) and len(spec.attacks) <= LONG_SUITE:
@@ -242,9 +252,12 @@ def validate(spec: Spec) -> None:
 
 def _check_code(spec: Any, refuse: Any) -> None:
     for attribute in _CODE_FIELDS[type(spec)]:
-        value = getattr(spec, attribute)
-        if value and value.count(":") != 1:
-            refuse(f"{attribute}={value!r} does not name code; write 'package.module:attribute'")
+        _check_target(attribute, getattr(spec, attribute), refuse)
+
+
+def _check_target(what: str, value: str, refuse: Any) -> None:
+    if value and value.count(":") != 1:
+        refuse(f"{what}={value!r} does not name code; write 'package.module:attribute'")
 
 
 def spec_kinds() -> Iterable[tuple[str, type]]:

@@ -1,85 +1,50 @@
 """One loop over the stages of a recipe. No method-specific branch, ever: methods are objectives.
 
-An objective is `objective(model, x, y, *, threat, step, **params) -> (scalar, {term: float})`. `model` is
-the plain module, for the inner attack; the update goes through `step.forward`, which is the same module as
-the optimiser, the precision and several processes need it.
+A run can be killed at any moment: the same command goes on from the last checkpoint and ends with the same
+weights, because order, augmentation and noise are keyed by seed, step and place in the batch.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import inspect
 import json
-import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from zoo import progress
+from zoo.batches import Batches
 from zoo.catalogue import WEIGHTS_FILE, full_name
-from zoo.data import Data, augment, load_data
-from zoo.errors import ZooError, unknown
+from zoo.checkpoint import Checkpoints
+from zoo.data import Data, augment, check_fits, load_data
+from zoo.errors import ZooError
 from zoo.files import write_text
-from zoo.grammar import parse_call, parse_name
-from zoo.loading import create, find_device, load
-from zoo.precision import Precision, autocast, choose
+from zoo.grammar import parse_name
+from zoo.loading import create, load
+from zoo.overrides import override
+from zoo.precision import Precision, choose
+from zoo.processes import Processes, start_processes, synchronise_norms
+from zoo.provenance import RECORD_FILE, finished, run_key, write_record
 from zoo.registry import registry
 from zoo.result import Result
-from zoo.schedules import make_optimizer, make_schedule
+from zoo.share import Share
 from zoo.spec import Recipe, Stage, resolve
-from zoo.threat import Threat
+from zoo.step import Heads, Objective, Step, keyed
+from zoo.update import Updater
+from zoo.validation import BEST_FILE, Selection, hold_out
 from zoo.weights import load_into, save_state
 
-Objective = Callable[..., tuple[Tensor, dict[str, float]]]
+__all__ = ["BEST_FILE", "Heads", "Objective", "Step", "override", "train"]
 
-
-@dataclass
-class Step:
-    """What an objective may know of the moment: time, randomness, precision, and the way to the update."""
-
-    number: int
-    epoch: int
-    epochs: int
-    generator: torch.Generator
-    precision: Precision
-    module: nn.Module
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The model in train mode: final logits `[N,K]` and those of its further heads, in float32."""
-        with autocast(self.precision, x.device):
-            final, raw = self.module(x, y)
-        return final.float(), [logits.float() for logits in raw]
-
-    def uniform(self, x: Tensor) -> Tensor:
-        """Noise in [-1,1] of the shape of `x`, from the run's own generator."""
-        return torch.rand(x.shape, generator=self.generator).to(x) * 2 - 1
-
-    def normal(self, x: Tensor) -> Tensor:
-        """Standard normal noise of the shape of `x`, from the run's own generator."""
-        return torch.randn(x.shape, generator=self.generator).to(x)
-
-
-class Heads(nn.Module):
-    """A model whose forward gives all its heads, so that one wrapper serves every method."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """`(final logits, [logits of further heads])`."""
-        heads = getattr(self.model, "forward_heads", None)
-        if heads is None:
-            return self.model(x), []
-        final, raw = heads(x, y)
-        return final, list(raw)
+LOG_FILE, CURVE_FILE = "log.jsonl", "learning.png"
+SMOKE_STEPS = 2
+SHOWN = ("loss", "accuracy", "robust_accuracy")  # beside the expected end
 
 
 def train(
@@ -90,10 +55,18 @@ def train(
     seed: int | None = None,
     overrides: Sequence[str] = (),
     smoke: bool = False,
+    fresh: bool = False,
+    precision: Precision | None = None,
+    processes: int | None = None,
+    checkpoint_every: float = 30.0,
     data_root: str | Path | None = None,
     show_progress: bool = False,
 ) -> Path:
     """Train a model by its recipe; the result of `zoo.load(name, weights=<run>)` is what was trained.
+
+    Interrupted, the same call goes on where the last checkpoint is, and ends with the same weights (bit by
+    bit on a CPU with the same number of threads). In several processes (`torchrun -m zoo train NAME`) each
+    computes its share of every batch; the run directory must be one that all of them see.
 
     Args:
         name: `model.tag`, or `model` for its default tag.
@@ -102,216 +75,242 @@ def train(
         seed: instead of the recipe's.
         overrides: `stages.0.epochs=3`, `stages.0.params.steps=5`; recorded, and the run is unofficial.
         smoke: one epoch of a few steps per stage, to see that everything works.
+        fresh: remove what the run directory holds of another or an unfinished run.
+        precision: None for what hardware and model allow; "float64" compares runs exactly.
+        processes: how many there must be; None for any number.
+        checkpoint_every: seconds between checkpoints.
         data_root: where data sets lie; None for `ZOO_DATA`.
         show_progress: print progress with the expected end to standard error.
 
     Returns:
-        The run directory: model.safetensors, run.json, log.jsonl; result.json where the recipe expects
-        numbers.
+        The run directory: model.safetensors (the last epoch), best.safetensors where images are held out,
+        run.json, log.jsonl; result.json where the recipe expects numbers.
 
     Raises:
-        ZooError: unknown name, override or data set; a loss that is not finite (with step and terms).
+        ZooError: unknown name, override or data set; data that do not fit the model; a loss that is not
+            finite (with step and terms); a run directory of another run; too little memory.
     """
     full = full_name(name)
     if not full.tag:
         raise ZooError(f"{full} has no recipe yet; 'zoo list' and 'zoo info NAME' show models that have one")
     recipe = override(registry().recipe(full), overrides)
     recipe = recipe if seed is None else replace(recipe, seed=seed)
-    folder = Path(out) if out is not None else Path("runs") / recipe.name
-    target = find_device(device)
-    data = load_data(recipe.dataset, "train", root=data_root)
-    run = _Run(recipe, data, target, smoke, show_progress)
-    run.fit()
-    write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in run.log))
-    save_state(run.model.state_dict(), folder / WEIGHTS_FILE)
-    write_text(folder / "run.json", json.dumps(_record(run, overrides, smoke), indent=2) + "\n")
-    if recipe.expected and not smoke and not overrides:
-        _check_expected(recipe, folder, target, data_root, show_progress)
+    group = start_processes(device, processes)
+    if group.main and show_progress:
+        sys.stderr.write(f"{recipe.name}: {group.count} process{'es' * (group.count > 1)}, {group.device}\n")
+    folder = Path(out) if out is not None else Path("runs") / (recipe.name + ".smoke" * smoke)
+    if fresh and group.main:
+        _clear(folder)
+    group.wait()
+    run = _Run(recipe, folder, group, smoke, precision, data_root)
+    if not finished(folder, run.key):
+        run.fit(checkpoint_every, show_progress and group.main)
+        if group.main:
+            run.save(overrides)
+    group.wait()
+    if group.main and recipe.expected and not smoke and not overrides:
+        _check_expected(recipe, folder, group.device, data_root, show_progress)
     return folder
 
 
-def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
-    """A recipe with `key.path=value` applied; values are read as in a call.
+@dataclass
+class _Progress:
+    """Where a run is: what a checkpoint holds besides weights and optimiser."""
 
-    Raises:
-        UnknownName: there is no such key (nearest keys).
-    """
-    for text in assignments:
-        path, equals, value = text.partition("=")
-        if not equals:
-            raise ZooError(f"cannot read --set {text!r}; write stages.0.epochs=3")
-        parsed = parse_call(f"x(v={value})" if value else "x(v='')").params["v"]
-        recipe = _assign(recipe, path.strip().split("."), parsed, path)
-    return recipe
-
-
-def _assign(node: Any, keys: list[str], value: Any, path: str) -> Any:
-    if not keys:
-        return value
-    key, rest = keys[0], keys[1:]
-    if isinstance(node, tuple):
-        if not key.isdigit() or int(key) >= len(node):
-            raise unknown("key", path, [f"stages.{i}" for i in range(len(node))])
-        items = list(node)
-        items[int(key)] = _assign(items[int(key)], rest, value, path)
-        return tuple(items)
-    if isinstance(node, dict):
-        return {**node, key: _assign(node.get(key), rest, value, path)}
-    known = [name for name in getattr(node, "__dataclass_fields__", {}) if name not in ("model", "tag")]
-    if key not in known:
-        raise unknown("key", key, known)
-    old = getattr(node, key)
-    return replace(node, **{key: _fitting(old, value, path) if not rest else _assign(old, rest, value, path)})
-
-
-def _fitting(old: Any, value: Any, path: str) -> Any:
-    """A new value of the kind of the old one; whole numbers stay positive (the seed may be 0)."""
-    if isinstance(old, Threat):
-        return Threat.parse(str(value))
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    kinds = {int: isinstance(value, int) and number, float: number, str: isinstance(value, str)}
-    fits = kinds.get(type(old), False)
-    if not fits or (type(old) is int and value < (0 if path == "seed" else 1)):
-        raise ZooError(f"--set {path}={value!r} does not fit; it is {old!r} in the recipe")
-    return value
+    stage: int = 0
+    epoch: int = 0
+    batch: int = 0
+    number: int = 0  # of updates, over all stages
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)  # of this epoch, for its means
+    log: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
 
 
 class _Run:
-    """The state of one training: model, generator, log."""
+    """One training: recipe, data, model, and where it is."""
 
-    def __init__(self, recipe: Recipe, data: Data, device: torch.device, smoke: bool, shown: bool) -> None:
-        self.recipe, self.data, self.device = recipe, data, device
-        self.smoke, self.shown = smoke, shown
-        self.log: list[dict[str, Any]] = []
-        self.started = time.monotonic()
-        torch.manual_seed(recipe.seed)
-        self.generator = torch.Generator().manual_seed(recipe.seed)
-        self.model = create(parse_name(recipe.name), recipe.model_kwargs).to(device)
-        if recipe.init_from:
-            self.model.load_state_dict(load(recipe.init_from).state_dict(), strict=True)
-        self.model = self.model.to(memory_format=torch.channels_last)
-        self.precision = choose(self.model, device)
-        self.images = data.images.to(device)
-        self.labels = (data.labels if data.labels is not None else torch.zeros(len(data))).to(device)
-
-    def fit(self) -> None:
-        for number, stage in enumerate(self.recipe.stages):
-            if stage.prepare:
-                resolve(stage.prepare)(self.model, self.data, seed=self.recipe.seed)
-            with progress.show(
-                f"{self.recipe.name} stage {number + 1}/{len(self.recipe.stages)}", self.shown
-            ):
-                self._stage(number, stage)
-        self.model.eval()
-
-    def _stage(self, number: int, stage: Stage) -> None:
-        objective: Objective = resolve(stage.objective)
-        if strange := sorted(set(stage.params) - set(inspect.signature(objective).parameters)):
-            raise unknown(
-                f"parameter of {stage.objective}", strange[0], inspect.signature(objective).parameters
-            )
-        augmentation = augment(stage.augment) if stage.augment else None
-        chosen = _trainable(self.model, stage)
-        optimizer = make_optimizer(stage.optimizer, chosen)
-        schedule = make_schedule(stage.schedule, stage.epochs)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        heads = Heads(self.model)
-        epochs = 1 if self.smoke else stage.epochs
-        per_epoch = -(-len(self.images) // stage.batch_size)
-        per_epoch = min(2, per_epoch) if self.smoke else per_epoch
-        step = Step(0, 0, stage.epochs, self.generator, self.precision, heads)
-        for epoch in range(epochs):
-            order = torch.randperm(len(self.images), generator=self.generator).to(self.device)
-            sums: dict[str, float] = {}
-            for batch in range(per_epoch):
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * schedule(epoch + batch / per_epoch)
-                rows = order[batch * stage.batch_size : (batch + 1) * stage.batch_size]
-                x = self.images[rows].float() / 255
-                x = augmentation(x, self.generator) if augmentation else x
-                self.model.train()
-                step.epoch = epoch
-                terms = self._update(objective, stage, optimizer, x, self.labels[rows], step)
-                step.number += 1
-                for key, value in terms.items():
-                    sums[key] = sums.get(key, 0.0) + value / per_epoch
-                progress.report(
-                    epoch * per_epoch + batch + 1, epochs * per_epoch, f"loss {terms['loss']:.3f}"
-                )
-            if stage.on_epoch:
-                resolve(stage.on_epoch)(self.model, epoch)
-            means = {key: round(value, 6) for key, value in sums.items()}
-            self.log.append({"stage": number, "epoch": epoch, **means, "seconds": round(self.seconds, 1)})
-
-    def _update(
+    def __init__(
         self,
-        objective: Objective,
-        stage: Stage,
-        optimizer: torch.optim.Optimizer,
-        x: Tensor,
-        y: Tensor,
-        step: Step,
-    ) -> dict[str, float]:
-        loss, terms = objective(self.model, x, y, threat=self.recipe.threat, step=step, **stage.params)
-        if not bool(torch.isfinite(loss)):
-            shown = ", ".join(f"{key}={value:.4g}" for key, value in terms.items())
-            raise ZooError(f"the loss is not finite at step {step.number} ({shown}); lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return {"loss": float(loss.detach()), **terms}
+        recipe: Recipe,
+        folder: Path,
+        group: Processes,
+        smoke: bool,
+        precision: Precision | None,
+        root: str | Path | None,
+    ) -> None:
+        self.recipe, self.folder, self.group, self.smoke = recipe, folder, group, smoke
+        data = load_data(recipe.dataset, "train", root=root)
+        self.data, held = hold_out(recipe, data, root)
+        self.selection = Selection(recipe, None if smoke else held, folder)
+        torch.manual_seed(recipe.seed)
+        model = create(parse_name(recipe.name), recipe.model_kwargs)
+        if recipe.init_from:
+            model.load_state_dict(load(recipe.init_from).state_dict(), strict=True)
+        _check_fits(recipe, data)
+        self.precision = precision or choose(model, group.device)
+        self.key = run_key(recipe, data.sha256, smoke, self.precision, group.count)
+        dtype = torch.float64 if self.precision == "float64" else torch.float32
+        model = model.to(group.device, dtype).to(memory_format=torch.channels_last)
+        self.model = synchronise_norms(model, group)
+        self.average: AveragedModel | None = None
+        if recipe.ema:
+            follow = get_ema_multi_avg_fn(recipe.ema)
+            self.average = AveragedModel(self.model, multi_avg_fn=follow, use_buffers=True)
+        self.batches = Batches(self.data, group.device, dtype)
+        self.checkpoints = Checkpoints(folder / "checkpoints", self.key)
+        self.at = _Progress()
+        self.memory: dict[str, Tensor] = {}
+        self.optimizer_state: dict[str, Any] | None = None
+        self.began = self.saved = time.monotonic()
+
+    @property
+    def kept(self) -> nn.Module:
+        """The model to keep: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.module
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.started
+        """Spent on this run, also before an interruption."""
+        return self.at.seconds + time.monotonic() - self.began
 
+    def fit(self, every: float, shown: bool) -> None:
+        """All stages, from the last checkpoint on."""
+        self.every = every
+        self._resume()
+        self.group.wait()
+        stages = self.recipe.stages
+        while self.at.stage < len(stages):
+            with progress.show(f"{self.recipe.name} stage {self.at.stage + 1}/{len(stages)}", shown):
+                self._stage(stages[self.at.stage])
+            self.at = replace(self.at, stage=self.at.stage + 1, epoch=0)
+            self._checkpoint(None)
 
-def _trainable(model: nn.Module, stage: Stage) -> list[nn.Parameter]:
-    """Freeze what the stage does not train, and give the rest; the patterns are fnmatch's."""
-    chosen = []
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(fnmatch.fnmatchcase(name, pattern) for pattern in stage.trainable))
-        if parameter.requires_grad:
-            chosen.append(parameter)
-    if not chosen:
-        raise ZooError(f"no parameter matches trainable={stage.trainable}")
-    return chosen
+    def save(self, overrides: Sequence[str]) -> None:
+        """Write the weights of the last epoch, then run.json, which says that the run is complete."""
+        device, seconds, best = self.group.device, self.seconds, self.at.best
+        save_state(self.kept.state_dict(), self.folder / WEIGHTS_FILE)
+        write_record(self.folder, self.key, self.recipe, overrides, device=device, seconds=seconds, best=best)
+        self.checkpoints.clear()
 
+    def _stage(self, stage: Stage) -> None:
+        at = self.at
+        if stage.prepare and at.epoch == at.batch == 0:
+            resolve(stage.prepare)(self.model, self.data, seed=self.recipe.seed)
+        updater = Updater(self.model, stage, self.recipe.threat, self.group, self.average)
+        if self.optimizer_state is not None:
+            updater.optimizer.load_state_dict(self.optimizer_state)
+            self.optimizer_state = None
+        while at.epoch < (1 if self.smoke else stage.epochs):
+            self._epoch(stage, updater)
+            self._end_epoch(stage, updater)
 
-def _record(run: _Run, overrides: Sequence[str], smoke: bool) -> dict[str, Any]:
-    recipe = asdict(run.recipe)
-    recipe["threat"] = str(run.recipe.threat)
-    return {
-        "name": run.recipe.name,
-        "official": not overrides and not smoke and run.recipe == registry().recipe(run.recipe.name),
-        "smoke": smoke,
-        "recipe": json.loads(json.dumps(recipe, default=str)),
-        "overrides": list(overrides),
-        "data_sha256": run.data.sha256,
-        "argv": sys.argv,
-        "commit": _commit(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "threads": torch.get_num_threads(),
-        "device": str(run.device),
-        "precision": run.precision,
-        "seconds": round(run.seconds, 1),
-    }
+    def _epoch(self, stage: Stage, updater: Updater) -> None:
+        """The batches of an epoch that are still to do."""
+        at = self.at
+        augmentation = augment(stage.augment)
+        order = torch.randperm(len(self.data), generator=self._generator("order", at.stage, at.epoch))
+        batches = [batch for batch in order.split(stage.batch_size) if len(batch) >= self.group.count]
+        batches = batches[:SMOKE_STEPS] if self.smoke else batches
+        shares = [self.group.share(len(batch)) for batch in batches]
+        rows = [batch[share.rows] for batch, share in zip(batches, shares, strict=True)]
+        count = len(batches)
+        while at.batch < count:
+            step = self._step(stage, updater, shares[at.batch])
+            following = rows[at.batch + 1] if at.batch + 1 < count else None
+            x, y = self.batches.take(rows[at.batch], following)
+            x = augmentation(x, step.generator, step.share)
+            found = updater.update(x, y, step, at.epoch + at.batch / count)
+            for key, value in found.items():
+                at.sums[key] = at.sums.get(key, 0.0) + value / count
+            at.batch, at.number = at.batch + 1, at.number + 1
+            note = ", ".join(f"{key.replace('_', ' ')} {found[key]:.3f}" for key in SHOWN if key in found)
+            progress.report(at.epoch * count + at.batch, stage.epochs * count, note)
+            if time.monotonic() - self.saved > self.every:
+                self._checkpoint(updater)
 
-
-def _commit() -> str:
-    """The git commit of the checkout that runs, or "" outside one."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
+    def _step(self, stage: Stage, updater: Updater, share: Share) -> Step:
+        """The moment of the next update; torch's own generator, for dropout, is seeded for it too."""
+        number = self.at.number
+        torch.manual_seed(keyed(self.recipe.seed, "torch", number, self.group.rank))
+        self.model.train()
+        return Step(
+            number,
+            self.at.epoch,
+            stage.epochs,
+            self._generator("noise", number),
+            self.precision,
+            updater.heads,
+            share,
+            self.memory,
         )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
+
+    def _generator(self, *parts: object) -> torch.Generator:
+        return torch.Generator().manual_seed(keyed(self.recipe.seed, *parts))
+
+    def _end_epoch(self, stage: Stage, updater: Updater) -> None:
+        at = self.at
+        if stage.on_epoch:
+            resolve(stage.on_epoch)(self.model, at.epoch)
+        if self.group.main:
+            last = at.stage == len(self.recipe.stages) - 1
+            found, best = self.selection.measure(self.kept, at.epoch, at.best, self.group.device)
+            at.best = best if last else None  # an earlier stage trains towards something else
+            means = {"stage": at.stage, "epoch": at.epoch, **at.sums, **found}
+            at.log.append({**means, "seconds": round(self.seconds, 1)})
+            write_text(self.folder / LOG_FILE, "".join(json.dumps(row) + "\n" for row in at.log))
+        at.sums, at.epoch, at.batch = {}, at.epoch + 1, 0
+        if time.monotonic() - self.saved > min(self.every, 5.0):
+            self._checkpoint(updater)
+
+    def _checkpoint(self, updater: Updater | None) -> None:
+        self.saved = time.monotonic()
+        if not self.group.main:
+            return
+        state = {
+            "progress": {**asdict(self.at), "seconds": self.seconds},
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": None if updater is None else updater.optimizer.state_dict(),
+            "memory": self.memory,
+            "threads": torch.get_num_threads(),
+        }
+        self.checkpoints.write(self.at.number, state)
+
+    def _resume(self) -> None:
+        """Go to where the last checkpoint was written; every process reads the same one."""
+        state = self.checkpoints.read()
+        if state is None:
+            return
+        threads = torch.get_num_threads()
+        if self.group.main and state["threads"] != threads:
+            sys.stderr.write(
+                f"this run began with {state['threads']} threads and goes on with {threads}, which changes the "
+                f"last bits of the weights; OMP_NUM_THREADS={state['threads']} keeps them\n"
+            )
+        self.at = _Progress(**state["progress"])
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.memory.update({key: value.to(self.group.device) for key, value in state["memory"].items()})
+        self.optimizer_state = state["optimizer"]
+
+
+def _check_fits(recipe: Recipe, data: Data) -> None:
+    """Refuse a data set that a classifier cannot take, before anything is computed."""
+    spec = registry().model(recipe.model)
+    if spec.task == "classify":
+        channels = recipe.model_kwargs.get("in_chans", spec.input_size[0])
+        check_fits(
+            data, channels, recipe.model_kwargs.get("num_classes", spec.num_classes), model=recipe.name
+        )
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run wrote, and nothing else."""
+    for name in (WEIGHTS_FILE, BEST_FILE, LOG_FILE, RECORD_FILE, CURVE_FILE):
+        (folder / name).unlink(missing_ok=True)
+    Checkpoints(folder / "checkpoints", {}).clear()
 
 
 def _check_expected(

@@ -1,0 +1,159 @@
+"""Several processes of one training: who takes which images, and the mean over all of them.
+
+`torchrun` and `accelerate launch` start the processes; accelerate connects them and picks the device. The
+loop needs three things of them: the own share of a batch, the mean of the gradients, and a barrier. There is
+no DistributedDataParallel: an objective may call the model as often as it likes before one backward pass, and
+its inner attack must call the plain module. What overlap of sending and computing would save is small where
+most of the time goes into attacks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from zoo.errors import MissingExtra, ZooError
+from zoo.loading import find_device
+from zoo.share import Share
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a training; a single one needs no accelerate."""
+
+    rank: int
+    count: int
+    device: torch.device
+    accelerator: Any = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this one writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, total: int) -> Share:
+        """This process's part of a batch; parts differ by one row at most."""
+        return Share(total * self.rank // self.count, total * (self.rank + 1) // self.count, total)
+
+    def average(self, tensors: Iterable[Tensor], weight: float) -> None:
+        """Replace each tensor by the weighted sum over the processes, in place, in one message per dtype.
+
+        Args:
+            tensors: the same shapes in the same order in every process.
+            weight: of this process; the weights of all add up to 1.
+        """
+        if self.count == 1:
+            return
+        groups: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            groups.setdefault(tensor.dtype, []).append(tensor)
+        for group in groups.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in group]).mul_(weight)
+            dist.all_reduce(flat)
+            for tensor, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.count > 1:
+            self.accelerator.wait_for_everyone()
+
+
+def start_processes(device: str | torch.device | None, expected: int | None = None) -> Processes:
+    """Join the processes that a launcher started, or be the only one.
+
+    Args:
+        device: None for the process's own GPU, or the CPU where there is none.
+        expected: how many processes there must be; None for any number.
+
+    Raises:
+        MissingExtra: several processes without accelerate.
+        ZooError: another number of processes than expected. `accelerate launch --cpu` starts a single one,
+            whatever it is asked for.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if expected is not None and expected != count:
+        raise ZooError(
+            f"{count} process{'es' * (count > 1)} instead of {expected}; start them with "
+            f"'torchrun --nproc_per_node {expected} -m zoo train ...'"
+        )
+    if count == 1:
+        return Processes(0, 1, find_device(device))
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingExtra("train", "training in several processes") from error
+    on_cpu = not torch.cuda.is_available() if device is None else str(device) == "cpu"
+    accelerator = Accelerator(cpu=on_cpu)
+    return Processes(accelerator.process_index, accelerator.num_processes, accelerator.device, accelerator)
+
+
+def synchronise_norms(model: nn.Module, processes: Processes) -> nn.Module:
+    """BatchNorms whose statistics are those of the batch of all processes; the state keeps its names.
+
+    On GPUs torch has a layer for it, which refuses to work on CPUs.
+    """
+    if processes.count == 1:
+        return model
+    if processes.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.BatchNorm2d and module.track_running_stats:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, SynchronisedBatchNorm.like(module))
+    return model
+
+
+class SynchronisedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over `[N,C,H,W]` of all processes, on CPUs; in eval mode it is the plain layer.
+
+    Mean first, then the squares of what is left: the sum of squares alone loses digits in float32.
+    """
+
+    @classmethod
+    def like(cls, norm: nn.BatchNorm2d) -> SynchronisedBatchNorm:
+        """The same parameters and statistics, shared and not copied."""
+        made = cls(norm.num_features, norm.eps, norm.momentum, norm.affine)
+        made.weight, made.bias = norm.weight, norm.bias
+        for key, buffer in norm.named_buffers():
+            setattr(made, key, buffer)
+        return made.train(norm.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalised images; in train mode every process must call it."""
+        if not self.training:
+            return super().forward(x)
+        wide = x if x.dtype == torch.float64 else x.float()
+        count = _sum(wide.new_tensor([x.numel() / x.shape[1]]))
+        mean = _sum(wide.sum((0, 2, 3))) / count
+        centred = wide - mean[:, None, None]
+        variance = _sum(centred.square().sum((0, 2, 3))) / count
+        self._keep(mean.detach(), (variance * count / (count - 1).clamp_min(1)).detach())
+        scale = (variance + self.eps).rsqrt()
+        out = centred * (scale if self.weight is None else scale * self.weight)[:, None, None]
+        return (out if self.bias is None else out + self.bias[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _keep(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics, as the plain layer does."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), share)
+        self.running_var.lerp_(variance.to(self.running_var), share)
+
+
+def _sum(values: Tensor) -> Tensor:
+    """The sum over all processes, through which gradients flow."""
+    from torch.distributed.nn.functional import all_reduce
+
+    total: Tensor = all_reduce(values)
+    return total
