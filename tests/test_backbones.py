@@ -36,16 +36,20 @@ def tiny(name="resnet18_cifar", **kwargs):
     return timm.create_model(name, width=8, in_chans=3, **kwargs).eval()
 
 
-def by_hand_resnet(blocks, width=64, classes=10):
-    """Parameters of a basic-block ResNet, counted on paper."""
+def by_hand_resnet(*layers, bottleneck=False, width=64, classes=10):
+    """Parameters of a ResNet with a 3x3 stem, counted on paper."""
     total, before = 3 * width * 9 + 2 * width, width
-    for stage in range(4):
+    for stage, blocks in enumerate(layers):
         channels = width * 2**stage
+        after = 4 * channels if bottleneck else channels
         for _ in range(blocks):
-            total += 9 * before * channels + 9 * channels**2 + 4 * channels
-            if before != channels:
-                total += before * channels + 2 * channels
-            before = channels
+            if bottleneck:
+                total += before * channels + 9 * channels**2 + channels * after + 4 * channels + 2 * after
+            else:
+                total += 9 * before * channels + 9 * channels**2 + 4 * channels
+            if before != after:
+                total += before * after + 2 * after
+            before = after
     return total + before * classes + classes
 
 
@@ -62,17 +66,50 @@ def by_hand_wrn(n=4, widen=10, classes=10):
     return total + 2 * before + before * classes + classes
 
 
+def by_hand_densenet(n=12, growth=12, width=16, classes=10):
+    """Parameters of a DenseNet without bottlenecks, counted on paper."""
+    total, channels = 3 * width * 9, width
+    for block in range(3):
+        for _ in range(n):
+            total += 2 * channels + 9 * channels * growth
+            channels += growth
+        total += 2 * channels + (channels**2 if block < 2 else 0)
+    return total + channels * classes + classes
+
+
+def by_hand_vgg(*widths, classes=10):
+    """Parameters of convolutions with bias and norm, and one linear layer, counted on paper."""
+    pairs = zip((3, *widths), widths, strict=False)
+    return sum(9 * a * b + 3 * b for a, b in pairs) + widths[-1] * classes + classes
+
+
+def by_hand_small_cnn():
+    """Parameters of four convolutions and three linear layers, counted on paper."""
+    convolutions = 10 * 32 + (9 * 32 + 1) * 32 + (9 * 32 + 1) * 64 + (9 * 64 + 1) * 64
+    return convolutions + (64 * 4 * 4 + 1) * 200 + 201 * 200 + 201 * 10
+
+
+VGG_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+
+
 @pytest.mark.parametrize(
     ("name", "published", "counted"),
     [
-        ("resnet10_cifar", 4_903_242, by_hand_resnet(1)),
-        ("resnet18_cifar", 11_173_962, by_hand_resnet(2)),
+        ("resnet10_cifar", 4_903_242, by_hand_resnet(1, 1, 1, 1)),
+        ("resnet18_cifar", 11_173_962, by_hand_resnet(2, 2, 2, 2)),
+        ("resnet34_cifar", 21_282_122, by_hand_resnet(3, 4, 6, 3)),
+        ("resnet50_cifar", 23_520_842, by_hand_resnet(3, 4, 6, 3, bottleneck=True)),
+        ("resnet101_cifar", 42_512_970, by_hand_resnet(3, 4, 23, 3, bottleneck=True)),
         ("wrn28_10_cifar", 36_479_194, by_hand_wrn()),
+        ("wrn34_10_cifar", 46_160_474, by_hand_wrn(5)),
+        ("densenet40_cifar", 1_019_722, by_hand_densenet()),
+        ("vgg16_bn_cifar", 14_728_266, by_hand_vgg(*VGG_WIDTHS)),
+        ("small_cnn_mnist", 312_202, by_hand_small_cnn()),
     ],
 )
 def test_number_of_parameters(name, published, counted):
     with torch.device("meta"):
-        model = timm.create_model(name, in_chans=3)
+        model = timm.create_model(name)
     assert counted == published
     assert sum(p.numel() for p in model.parameters()) == published
 
@@ -157,12 +194,16 @@ def test_bad_arguments_are_named(kwargs):
         tiny(**kwargs)
 
 
-def test_group_norm_makes_a_training_step_independent_of_batch_mates():
+@pytest.mark.parametrize(
+    "name", ["resnet18_cifar", "resnet50_cifar", "wrn34_10_cifar", "densenet40_cifar", "vgg16_bn_cifar"]
+)
+def test_group_norm_makes_a_training_step_independent_of_batch_mates(name):
+    size = {"layers": (1, 1, 1, 1)} if "resnet" in name else {"depth": 10} if "vgg" not in name else {}
     x = torch.rand(4, 3, 32, 32, dtype=torch.float64)
     for norm, independent in (("group", True), ("batch", False)):
-        model = tiny(norm=norm).double().train()
+        model = tiny(name, norm=norm, **size).double().train()
         assert torch.allclose(model(x)[:1], model(x[:1]), atol=1e-9) is independent
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in tiny(norm="group").modules())
+        assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) is not independent
 
 
 @pytest.mark.parametrize("indices", [(0,), (1, 3), (-1,), (-2, -1), 2])

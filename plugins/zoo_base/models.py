@@ -70,14 +70,14 @@ MODELS = [
     ),
     ModelSpec(
         name="vgg16-bn-cifar",
-        arch="zoo_base.vgg:vgg16_bn_cifar",
+        arch="zoo_base.cifar_vgg:vgg16_bn_cifar",
         summary="VGG-16 with BatchNorm and one linear layer for 32x32 images",
         paper="https://arxiv.org/abs/1409.1556",
         tiny={"width": 4},
     ),
     ModelSpec(
         name="densenet40-cifar",
-        arch="zoo_base.densenet:densenet40_cifar",
+        arch="zoo_base.cifar_densenet:densenet40_cifar",
         summary="DenseNet-40 of growth 12 for 32x32 images",
         paper="https://arxiv.org/abs/1608.06993",
         tiny={"depth": 10, "growth": 4, "width": 8},
@@ -92,7 +92,7 @@ MODELS = [
     ),
     ModelSpec(
         name="efficientnet-b0-zoo",
-        arch="zoo_base.efficientnet:efficientnet_b0_zoo",
+        arch="zoo_base.efficientnet_b0:efficientnet_b0_zoo",
         summary="EfficientNet-B0 for 160x160 images, as trained on Imagenette",
         paper="https://arxiv.org/abs/1905.11946",
         input_size=(3, 160, 160),

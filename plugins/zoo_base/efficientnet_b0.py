@@ -44,6 +44,7 @@ class EfficientNet(Classifier):
 
     Stages: the stem and the last block of each resolution, and the final 1x1 convolution with norm and SiLU.
     Tap points: `blocks.0.0`, `blocks.1.0`, ...: what leaves a block; `bn2`: after the final norm and SiLU.
+    timm's norms hold the SiLU behind them, so that a hook on one sees the activated output.
 
     Args:
         width: channels of the stem, 32 in the paper; all others scale with it, to multiples of 8.
