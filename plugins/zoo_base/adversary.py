@@ -154,11 +154,11 @@ def friendly(
         adv = ball.project(allowed, x, adv)
     found, rows = adv.clone(), torch.arange(len(x), device=x.device)
     left = torch.full_like(y, tau)
-    target = y if target is None else target
+    target, whole = y if target is None else target, x
     with frozen(model):
         for _ in range(inner.steps):
             # Drawn even when no image is left: every process must draw equally often.
-            noise = omega * step.normal(x) if omega else None
+            noise = omega * step.normal(whole) if omega else None
             if not len(rows):
                 continue
             adv = adv.detach().requires_grad_(True)
