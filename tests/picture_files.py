@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 
@@ -15,14 +16,30 @@ def encode(array, codec):
     return buffer.getvalue()
 
 
-def write_parquet(path, arrays, labels, *, codec="png", column="img", names=None, shift=0):
+def write_parquet(
+    path,
+    arrays,
+    labels,
+    *,
+    codec="png",
+    column="img",
+    names=None,
+    shift=0,
+    label="label",
+    label_names=None,
+):
+    """A file as the `datasets` library writes it; the names of the classes are in its metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
     names = names or [f"{i + shift}.{codec}" for i in range(len(arrays))]
     rows = [{"bytes": encode(a, codec), "path": n} for a, n in zip(arrays, names, strict=True)]
-    pq.write_table(pa.table({column: rows, "label": list(labels)}), path)
+    table = pa.table({column: rows, label: list(labels)})
+    if label_names is not None:
+        features = {label: {"names": label_names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path)
 
 
 def pictures(n, shape=(32, 32, 3), seed=0):
@@ -34,3 +51,11 @@ def class_folders(root, names_and_arrays):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(array, "jpeg"))
+
+
+def write_pictures(root, counts, shape, codec="png"):
+    """Numbered pictures, each another, in folders: {"train/cat": 3} gives train/cat/0.png to 2.png."""
+    for seed, (folder, count) in enumerate(counts.items()):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for number, array in enumerate(pictures(count, shape, seed)):
+            (root / folder / f"{number}.{codec}").write_bytes(encode(array, codec))

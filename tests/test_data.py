@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from zoo.data import arrays_sha256, as_labels, as_pixels, load_data
+from zoo.data import (
+    Data,
+    arrays_sha256,
+    as_labels,
+    as_pixels,
+    check_fits,
+    data_root,
+    declared_shape,
+    load_data,
+    use_root,
+)
 from zoo.errors import ContractError, UnknownName, ZooError
+from zoo.grammar import parse_name
+from zoo.loading import create
 from zoo.spec import Dataset
 from zoo_base import datasets
 
@@ -34,7 +49,104 @@ def test_unknown_data_set_and_split():
         load_data("digits", "tets")
 
 
-# --- what a data set promises
+# --- in memory and on demand
+
+
+class Numbers:
+    """A stream of 2x3x4 images whose pixels are the number of the image."""
+
+    shape = (2, 3, 4)
+
+    def __init__(self, numbers):
+        self.numbers = list(numbers)
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def batch(self, rows):
+        found = torch.tensor([self.numbers[row] for row in rows], dtype=torch.uint8)
+        return found.reshape(-1, 1, 1, 1).expand(-1, *self.shape).contiguous()
+
+    def select(self, rows):
+        return Numbers(self.numbers[row] for row in rows)
+
+    def sha256(self):
+        return str(self.numbers)
+
+
+def both(n=20):
+    """The same data set on demand and in memory."""
+    labels = torch.arange(n) % 3
+    stream = Numbers(range(n))
+    return Data(stream, labels, "numbers", 3), Data(stream.batch(range(n)), labels, "numbers", 3)
+
+
+def same(one, other):
+    return torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+
+
+def test_data_on_demand_has_the_interface_of_data_in_memory():
+    lazy, held = both()
+    assert lazy.lazy
+    assert not held.lazy
+    assert lazy.shape == held.shape == (2, 3, 4)
+    assert len(lazy) == len(held) == 20
+    rows = torch.tensor([7, 3, 3, 19])
+    assert torch.equal(lazy.batch(rows), held.batch(rows))
+    assert lazy.batch(rows).dtype == torch.uint8
+    assert lazy.batch(rows)[:, 0, 0, 0].tolist() == [7, 3, 3, 19]
+    for index in (slice(None), slice(4, 9, 2), slice(-2, None), rows, held.labels == 1):
+        assert torch.equal(lazy.pixels(index), held.pixels(index))
+    assert same(lazy, held)
+    assert same(lazy.subset(5), held.subset(5))
+    assert same(lazy.select(rows), held.select(rows))
+    assert lazy.select(rows).labels.tolist() == [1, 0, 0, 1]
+    with pytest.raises(ZooError, match="has 20"):
+        lazy.subset(21)
+
+
+def test_digest_of_data_on_demand():
+    lazy, _ = both()
+    digests = {
+        lazy.sha256,
+        lazy.subset(19).sha256,
+        Data(lazy.source, lazy.labels.flip(0), "numbers", 3).sha256,
+    }
+    digests.add(Data(lazy.source, None, "numbers", 3).sha256)
+    assert len(digests) == 4
+    assert both()[0].sha256 == lazy.sha256
+
+
+def test_data_on_demand_that_does_not_fit_into_memory(monkeypatch):
+    lazy, _ = both()  # an image has 24 numbers
+    monkeypatch.setattr("zoo.data._memory", lambda: 2 * 20 * 24)
+    assert len(lazy.images) == 20
+    with pytest.raises(ZooError, match=r"20 images of numbers need 0\.0 GiB.*-n 1000"):
+        lazy.pixels()
+    assert len(lazy.subset(5).pixels()) == 5
+    monkeypatch.setattr("zoo.data._memory", lambda: None)
+    assert len(lazy.pixels()) == 20
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_split(which):
+    data = both()[which]
+    rest, held = data.split(6, seed=1)
+    numbers = [part.images[:, 0, 0, 0].tolist() for part in (rest, held)]
+    assert [len(rest), len(held)] == [14, 6]
+    assert sorted(numbers[0] + numbers[1]) == list(range(20))
+    assert numbers == [sorted(part) for part in numbers]  # in the old order
+    assert held.labels.tolist() == [number % 3 for number in numbers[1]]
+    assert rest.lazy == data.lazy
+    assert same(data.split(6, seed=1)[1], held)
+    assert not same(data.split(6, seed=2)[1], held)
+    assert numbers[1] != list(range(14, 20))
+    for count in (0, 20, -1):
+        with pytest.raises(ZooError, match="cannot be held out"):
+            data.split(count)
+
+
+# --- what a data set promises and takes
 
 ARRAYS: dict[str, object] = {}
 
@@ -78,6 +190,59 @@ def test_data_without_labels(monkeypatch):
     assert data.subset(1).labels is None
 
 
+def load_call(split, root, *, input_size=None, size=4, channels=1):
+    seen.update(split=split, root=root, input_size=input_size)
+    images = torch.zeros(2, channels, size, size, dtype=torch.uint8)
+    return Data(images, torch.tensor([0, 1]), f"called {size}", CLASSES["found"])
+
+
+seen: dict[str, object] = {}
+CLASSES = {"found": 2}
+
+
+def test_calls_and_loaders_that_build_the_data_themselves(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets, "load_call", load_call, raising=False)
+    spec = Dataset(
+        name="called", load="zoo_base.datasets:load_call", num_classes=2, input_size=(1, 4, 4), target="label"
+    )
+    monkeypatch.setattr("zoo.data.registry", lambda: SimpleNamespace(dataset=lambda name: spec))
+    assert load_data("called", "test").shape == (1, 4, 4)
+    data = load_data("called(size=6, channels=3)", "train", root=tmp_path, input_size=(1, 9, 9))
+    assert data.shape == (3, 6, 6)  # the spec's size is that of the call without arguments
+    assert data.name == "called 6"
+    assert seen == {"split": "train", "root": tmp_path, "input_size": (1, 9, 9)}
+    for call, message in [
+        ("called(sise=6)", "did you mean size"),
+        ("called(input_size=6)", "unknown parameter"),
+        ("called(root=x)", "unknown parameter"),
+        ("called(size=6", "not a call"),
+    ]:
+        with pytest.raises(ZooError, match=message):
+            load_data(call, "test")
+    monkeypatch.setitem(CLASSES, "found", 3)
+    with pytest.raises(ZooError, match="has 3 classes, but its spec says 2"):
+        load_data("called", "test")
+    monkeypatch.setitem(CLASSES, "found", 1)
+    with pytest.raises(ZooError, match="from 0 to 1, but there are 1"):
+        load_data("called", "test")
+
+
+def test_data_sets_without_parameters():
+    with pytest.raises(UnknownName, match="digits takes no parameters"):
+        load_data("digits(size=3)", "test")
+
+
+def test_root_of_an_evaluation(monkeypatch, tmp_path):
+    assert data_root() is None
+    monkeypatch.setenv("ZOO_DATA", "env")
+    with use_root(tmp_path):
+        assert data_root() == tmp_path
+        assert data_root("given") == Path("given")
+        with use_root(None):
+            assert data_root() == tmp_path
+    assert data_root() == Path("env")
+
+
 def test_sha256_sees_every_part():
     images, labels = torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1])
     other = images.clone()
@@ -90,6 +255,32 @@ def test_sha256_sees_every_part():
         arrays_sha256(images.reshape(2, 1, 2, 8), labels),
     }
     assert len(digests) == 5
+
+
+# --- what fits a model
+
+
+def test_data_that_fits_and_data_that_does_not():
+    data = both()[0]
+    check_fits(data, 2, 3)
+    check_fits(data, 2, 3, (3, 4))
+    check_fits(data, 2, 3, (2, 3, 4))
+    check_fits(Data(data.source, None, "numbers", 0), 2, 7)
+    for arguments, message in [
+        ((1, 3), "images of 2 channels, resnet takes 1; build it with in_chans=2"),
+        ((2, 1), "has 3 classes, resnet gives 1 logits; build it with num_classes=3"),
+        ((2, 3, (4, 3)), "images of 3x4 pixels, resnet takes 4x3; take"),
+        ((2, 3, (2, 3, 5)), "images of 3x4 pixels, resnet takes 3x5; take"),
+    ]:
+        with pytest.raises(ZooError, match=message) as caught:
+            check_fits(data, *arguments, model="resnet")
+        assert "\n" not in str(caught.value)
+
+
+def test_shape_that_a_model_declares():
+    assert declared_shape(torch.nn.Linear(2, 2)) is None
+    model = create(parse_name("resnet10-cifar"), {"width": 8, "in_chans": 1, "num_classes": 3})
+    assert declared_shape(model) == (1, 32, 32)
 
 
 # --- a user's own arrays

@@ -199,3 +199,61 @@ def test_mnist_as_published():
     assert data.images.shape == (10000, 1, 28, 28)
     assert data.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert np.bincount(data.labels)[:3].tolist() == [980, 1135, 1032]
+
+
+# --- further parquet sets
+
+HUB = {  # name: (sub-folder of the repository, shape of a picture, its command)
+    "fashion-mnist": (
+        "fashion_mnist",
+        (28, 28),
+        "hf download zalando-datasets/fashion_mnist --repo-type dataset",
+    ),
+    "svhn": ("cropped_digits", (32, 32, 3), "hf download ufldl-stanford/svhn --repo-type dataset --include"),
+    "stl10": ("data", (96, 96, 3), "hf download tanganke/stl10 --repo-type dataset --revision 49ae7f9"),
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_parquet_sets_as_the_hub_lays_them_out(tmp_path, name, split):
+    folder, shape, _ = HUB[name]
+    arrays, labels = pictures(5, shape), [0, 9, 4, 4, 1]
+    for number, rows in enumerate((slice(0, 3), slice(3, 5))):
+        path = tmp_path / name / folder / f"{split}-0000{number}-of-00002.parquet"
+        write_parquet(path, arrays[rows], labels[rows], column="image")
+    data = load_data(name, split, root=tmp_path)
+    images = torch.from_numpy(arrays)
+    assert torch.equal(data.images, images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2))
+    assert data.labels.tolist() == labels
+    assert not data.lazy
+    with pytest.raises(ZooError, match=f"no {'test' if split == 'train' else 'train'} files of {name}"):
+        load_data(name, "test" if split == "train" else "train", root=tmp_path)
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_parquet_sets_that_are_missing_or_wrong(tmp_path, name):
+    folder, shape, command = HUB[name]
+    for root in (None, tmp_path):
+        with pytest.raises(ZooError, match=command) as caught:
+            load_data(name, "test", root=root)
+        assert f"--local-dir DIR/{name}" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    path = tmp_path / name / folder / "test-00000-of-00001.parquet"
+    write_parquet(path, pictures(2, shape), [0, 1], column="image", label="digit")
+    with pytest.raises(ZooError, match="no column 'label', it has image, digit"):
+        load_data(name, "test", root=tmp_path)
+    write_parquet(path, pictures(2, shape), [-1, 1], column="image")
+    with pytest.raises(ZooError, match="from -1 to 1"):
+        load_data(name, "test", root=tmp_path)
+
+
+def test_fashion_is_not_taken_for_digits(tmp_path):
+    path = tmp_path / "test-00000-of-00001.parquet"
+    fashion = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag"]
+    names = {"mnist": [str(n) for n in range(10)], "fashion-mnist": [*fashion, "Ankle boot"]}
+    for name, other in (("mnist", "fashion-mnist"), ("fashion-mnist", "mnist")):
+        write_parquet(path, pictures(2, (28, 28)), [0, 1], column="image", label_names=names[name])
+        assert len(load_data(name, "test", root=tmp_path)) == 2
+        with pytest.raises(ZooError, match=f"it is not {other}"):
+            load_data(other, "test", root=tmp_path)

@@ -125,7 +125,8 @@ class ImageFiles:
 
     def sha256(self) -> str:
         """A digest, in hex, of the files' names and sizes and of the transform; their content is not read."""
-        digest = hashlib.sha256(f"{self.transform}".encode())
+        how = self.transform
+        digest = hashlib.sha256(f"{how.shape} {how.fit} {float(how.crop)} {how.interpolation}".encode())
         for name in self.names:
             try:
                 size = os.stat(self.base / name).st_size

@@ -43,8 +43,7 @@ SVHN = Source(  # of the repository only the two splits of the cropped digits: `
     codec="png",
     shape=(3, 32, 32),
     folders=("", "data", "cropped_digits"),
-    remedy="hf download ufldl-stanford/svhn --repo-type dataset --include 'cropped_digits/t*' "
-    "--local-dir DIR/svhn",
+    remedy='hf download ufldl-stanford/svhn --repo-type dataset --include "cropped_digits/t*" --local-dir DIR/svhn',
     labels=DIGIT_NAMES,
 )
 STL10 = Source(  # the labelled images; the repository is a copy by a third party, so its revision is named
