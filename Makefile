@@ -30,7 +30,8 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# ONLY=startup, models, evaluation or autoattack for one part; the last two take minutes
+# ONLY=startup, models, evaluation, autoattack, training or equality for one part; evaluation, autoattack and
+# equality take about 10 minutes each
 bench: install
 	$(BIN)/python tests/bench.py $(ONLY)
 

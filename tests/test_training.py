@@ -34,6 +34,12 @@ def test_natural_training_learns_the_digits(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     assert rows[-1]["loss"] < rows[0]["loss"]
+    best = max(rows, key=lambda row: row["held_out_robust"])
+    held = record["best"]["on"]
+    assert (record["best"]["metric"], record["best"]["epoch"]) == ("robust", best["epoch"])
+    assert held == "129 training images that were put aside"
+    assert load_file(run / "best.safetensors").keys() == load_file(run / "model.safetensors").keys()
+    assert (run / "learning.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_adversarial_training_attacks_inside_the_threat(
@@ -118,6 +124,72 @@ def test_an_override_of_the_model_reaches_the_model_and_a_wrong_parameter_is_ref
         zoo.train("wrn28-10-cifar", out=tmp_path)
 
 
+def test_regularisers_are_weighted_and_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo import training
+
+    def weight_decay(
+        model: nn.Module, x: object, y: object, **_: object
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        return sum(p.square().sum() for p in model.parameters()), {}  # type: ignore[return-value]
+
+    monkeypatch.setattr("zoo_base.recipe.weight_decay", weight_decay, raising=False)
+    recipe = registry().recipe("resnet10-cifar.natural_digits")
+    terms = {"zoo_base.recipe:weight_decay": {"weight": 0.5}}
+    stage = replace(recipe.stages[0], optimizer="sgd(lr=1e-9)", schedule="constant()", regularizers=terms)
+    monkeypatch.setattr(training, "override", lambda r, o: replace(recipe, stages=(stage,)))
+    run = zoo.train(recipe.name, out=tmp_path / "with", smoke=True)
+    (row,) = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    monkeypatch.setattr(
+        training, "override", lambda r, o: replace(recipe, stages=(replace(stage, regularizers={}),))
+    )
+    plain = zoo.train(recipe.name, out=tmp_path / "without", smoke=True)
+    (bare,) = [json.loads(line) for line in (plain / "log.jsonl").read_text().splitlines()]
+    assert row["weight_decay"] > 1
+    assert row["loss"] == pytest.approx(bare["loss"] + 0.5 * row["weight_decay"], rel=1e-5)
+    changed = override(
+        replace(recipe, stages=(stage,)), ["stages.0.regularizers.zoo_base.recipe:weight_decay.weight=2"]
+    )
+    assert changed.stages[0].regularizers["zoo_base.recipe:weight_decay"]["weight"] == 2
+
+
+def test_the_average_of_the_weights_is_what_is_kept(tmp_path: Path) -> None:
+    """With a decay near 1 it stays at the first update's weights, which the plain run has left."""
+    name, settings = "resnet10-cifar.natural_digits", [*FAST, "holdout=0"]
+    still = zoo.train(name, out=tmp_path / "a", overrides=[*settings, "ema=0.999999"])
+    moving = zoo.train(name, out=tmp_path / "b", overrides=[*settings, "ema=0.000001"])
+    plain = zoo.train(name, out=tmp_path / "c", overrides=settings)
+    a, b, c = (load_file(run / "model.safetensors")["conv1.weight"] for run in (still, moving, plain))
+    assert float((b - c).abs().max()) < 1e-4
+    assert float((a - c).abs().max()) > 1e-3
+
+
+def test_the_test_set_is_looked_at_only_where_a_recipe_says_so(tmp_path: Path) -> None:
+    name = "resnet10-cifar.natural_digits"
+    run = zoo.train(name, out=tmp_path, overrides=[*FAST, "select=test", "validate='zoo.validation:clean'"])
+    record = json.loads((run / "run.json").read_text())
+    assert record["best"]["on"].startswith("all 500 test images, as the paper did")
+    row = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    assert "test_clean" in row
+    assert not any(key.startswith("held_out") for key in row)
+
+
+def test_data_that_do_not_fit_and_too_little_memory_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "resnet10-cifar.natural_digits"
+    with pytest.raises(ZooError, match="digits has images of 1 channel, .* takes 3"):
+        zoo.train(name, out=tmp_path, overrides=["model_kwargs.in_chans=3"], smoke=True)
+
+    def greedy(*args: object, **kwargs: object) -> None:
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr("zoo_base.recipe.natural", greedy)
+    with pytest.raises(
+        ZooError, match=r"out of memory on cpu at batch size 128; --set stages\.N\.batch_size=64"
+    ):
+        zoo.train(name, out=tmp_path / "b", smoke=True)
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_and_term(tmp_path: Path) -> None:
     with pytest.raises(ZooError, match="not finite at step"):
         zoo.train(
@@ -152,7 +224,9 @@ def test_schedules() -> None:
     assert [cycle(t) for t in (0, 1, 2, 3, 4)] == [0, 0.5, 1, 0.5, 0]
     cosine = make_schedule("cosine()", 2)
     assert [round(cosine(t), 6) for t in (0, 1, 2)] == [1, 0.5, 0]
-    for bad in ("cosin()", "onecycle(top=3)"):
+    cyclic = make_schedule("cyclic(cycles=2, peak=0.5, low=0.2)", 4)
+    assert [round(cyclic(t), 6) for t in (0, 0.5, 1, 1.5, 2, 3)] == [0.2, 0.6, 1, 0.6, 0.2, 1]
+    for bad in ("cosin()", "onecycle(top=3)", "cyclic(cycles=0)", "cyclic(peak=1)"):
         with pytest.raises(ZooError):
             make_schedule(bad, 3)
     for bad in ("sdg(lr=1)", "sgd(lrr=1)", "sgd(lr=-1)"):

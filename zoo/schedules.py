@@ -39,7 +39,9 @@ def make_schedule(text: str, epochs: int) -> Callable[[float], float]:
     """A factor on the learning rate as a function of the time in epochs, from 0 to `epochs`.
 
     `constant()`; `multistep(milestones='75,90', gamma=0.1)` in epochs; `cosine()` to 0; `onecycle(peak=0.3)`
-    linear up to 1 at that share of the run, linear down to 0 (the cyclic schedule of Wong et al. 2020).
+    linear up to 1 at that share of the run, linear down to 0 (Wong et al. 2020 call it cyclic);
+    `cyclic(cycles=3, peak=0.5, low=0)`: so many of those triangles one after another, between `low` and 1
+    (Smith 2017).
 
     Raises:
         ZooError: unknown schedule or argument.
@@ -50,6 +52,7 @@ def make_schedule(text: str, epochs: int) -> Callable[[float], float]:
         "multistep": _multistep,
         "cosine": _cosine,
         "onecycle": _onecycle,
+        "cyclic": _cyclic,
     }
     if call.name not in makers:
         raise unknown("schedule", call.name, makers)
@@ -77,5 +80,17 @@ def _onecycle(epochs: int, peak: float = 0.3) -> Callable[[float], float]:
     def factor(time: float) -> float:
         share = min(1.0, time / epochs)
         return share / peak if share < peak else (1 - share) / (1 - peak)
+
+    return factor
+
+
+def _cyclic(epochs: int, cycles: int = 3, peak: float = 0.5, low: float = 0.0) -> Callable[[float], float]:
+    if cycles < 1 or not 0 < peak < 1 or not 0 <= low <= 1:
+        raise ValueError(f"cycles={cycles}, peak={peak}, low={low}: at least 1, in (0,1), in [0,1]")
+    triangle = _onecycle(1, peak)
+
+    def factor(time: float) -> float:
+        share = min(1.0, time / epochs) * cycles
+        return low + (1 - low) * triangle(share % 1.0)
 
     return factor

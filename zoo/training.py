@@ -6,6 +6,7 @@ weights, because order, augmentation and noise are keyed by seed, step and place
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -23,9 +24,10 @@ from zoo.batches import Batches
 from zoo.catalogue import WEIGHTS_FILE, full_name
 from zoo.checkpoint import Checkpoints
 from zoo.data import Data, augment, check_fits, load_data
-from zoo.errors import ZooError
+from zoo.errors import MissingExtra, ZooError
 from zoo.files import write_text
 from zoo.grammar import parse_name
+from zoo.learning import learning_plot
 from zoo.loading import create, load
 from zoo.overrides import override
 from zoo.precision import Precision, choose
@@ -84,7 +86,8 @@ def train(
 
     Returns:
         The run directory: model.safetensors (the last epoch), best.safetensors where images are held out,
-        run.json, log.jsonl; result.json where the recipe expects numbers.
+        run.json, log.jsonl and learning.png (where matplotlib is); result.json where the recipe expects
+        numbers.
 
     Raises:
         ZooError: unknown name, override or data set; data that do not fit the model; a loss that is not
@@ -190,6 +193,8 @@ class _Run:
         """Write the weights of the last epoch, then run.json, which says that the run is complete."""
         device, seconds, best = self.group.device, self.seconds, self.at.best
         save_state(self.kept.state_dict(), self.folder / WEIGHTS_FILE)
+        with contextlib.suppress(MissingExtra):  # a run is complete without its picture
+            learning_plot(self.at.log, self.folder / CURVE_FILE, title=self.recipe.name, best=best)
         write_record(self.folder, self.key, self.recipe, overrides, device=device, seconds=seconds, best=best)
         self.checkpoints.clear()
 
