@@ -171,11 +171,8 @@ def test_another_number_of_threads_is_said(
 ) -> None:
     interrupted(monkeypatch, tmp_path, 3, SHORT)
     threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads + 1)
-        zoo.train(NAME, out=tmp_path, overrides=SHORT)
-    finally:
-        torch.set_num_threads(threads)
+    monkeypatch.setattr("zoo.training.torch.get_num_threads", lambda: threads + 1)
+    zoo.train(NAME, out=tmp_path, overrides=SHORT)
     assert f"began with {threads} threads and goes on with {threads + 1}" in capsys.readouterr().err
 
 
