@@ -11,6 +11,7 @@ from torch import nn
 import zoo
 from zoo.errors import ContractError
 from zoo.nn import last
+from zoo_base.cifar_densenet import DenseLayer, Transition
 from zoo_base.models import MODELS
 from zoo_base.small_cnn import SmallCNN
 
@@ -226,6 +227,15 @@ def test_dropout_acts_in_train_mode_only_and_where_asked(name, kwargs):
         dropping.train(), still.train()
         assert not torch.equal(dropping(x), dropping(x))
         assert torch.equal(still(x), still(x))
+
+
+def test_every_part_of_a_densenet_drops():
+    model = small("densenet40-cifar", drop_rate=0.5).train()
+    parts = [m for m in model.modules() if isinstance(m, DenseLayer | Transition)]
+    assert len(parts) == 8
+    for part in parts:
+        x = torch.rand(2, part.bn1.num_features, 8, 8)
+        assert not torch.equal(part(x), part(x))
 
 
 def test_efficientnet_has_the_documented_norm_and_drop_connect():
