@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.catalogue import full_name
-from zoo.data import Data, arrays_sha256, as_labels, as_pixels, declared_shape, load_data
+from zoo.data import Data, arrays_sha256, as_labels, as_pixels, check_fits, declared_shape, load_data
 from zoo.errors import ContractError, ZooError, unknown
 from zoo.judging import seeded
 from zoo.loading import find_device, load, name_of
@@ -169,7 +169,9 @@ def find_examples(subject: Subject, data: Any, n: int | None, root: str | Path |
         if data.labels is None:
             raise ZooError(f"{data.name} has no labels; accuracy needs some")
         x, y, name, digest = data.pixels(), data.labels, data.name, data.sha256
-        as_labels(y, len(y), check_output(subject, x[:2].to(subject.device)))
+        classes = check_output(subject, x[:2].to(subject.device))
+        as_labels(y, len(y), classes)
+        check_fits(data, data.shape[0], classes, model=subject.name)
     else:
         x, y = _pair(subject, data)
         if n is not None and n > len(x):

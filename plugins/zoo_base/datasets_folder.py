@@ -61,7 +61,7 @@ def folder(
         ZooError: no such folder; no class folders, or only one; a class of test that train has not; no
             images; images of different sizes and none to bring them to.
     """
-    root = _existing(root, "folder", "")
+    root = _existing(root, "the images", "")
     check_split(split)
     places = {name: _first(root, SPLITS[name]) for name in SPLITS}
     place = places[split]
@@ -108,7 +108,7 @@ def imagenette(
     if str(variant) not in VARIANTS:
         raise unknown("variant of imagenette", str(variant), VARIANTS)
     name = VARIANTS[str(variant)]
-    root = _existing(root, "imagenette", remedy := f"curl -L {URL}/{name}.tgz | tar -xz -C DIR")
+    root = _existing(root, "the images of imagenette", remedy := f"curl -L {URL}/{name}.tgz | tar -xz -C DIR")
     bases = [root / "imagenette", root]
     found = [base / name for base in bases if (base / name).is_dir()] + [root] * (root.name == name)
     if not found:
@@ -193,20 +193,18 @@ def imgnet10(
     return _data("imgnet10", place, [found[part] for found in files], transform, default)
 
 
-def _existing(root: Path | None, name: str, remedy: str) -> Path:
+def _existing(root: Path | None, what: str, remedy: str) -> Path:
     fetch = f"fetch it with '{remedy}' and " if remedy else ""
     if root is None:
-        raise ZooError(
-            f"where the images of {name} lie is not known; {fetch}pass --data-root DIR (or set ZOO_DATA=DIR)"
-        )
+        raise ZooError(f"where {what} lie is not known; {fetch}pass --data-root DIR (or set ZOO_DATA=DIR)")
     if not root.is_dir():
-        raise ZooError(f"{root} is no folder; {fetch}set --data-root or ZOO_DATA to one that holds {name}")
+        raise ZooError(f"{root} is no folder; {fetch}set --data-root or ZOO_DATA to that of {what}")
     return root
 
 
 def _imagenet(root: Path | None) -> Path:
     """The folder that holds ImageNet's `train` or `val`."""
-    root = _existing(root, "imagenet", "")
+    root = _existing(root, "the images of ImageNet", "")
     for place in IMAGENET_PLACES:
         if (root / place / "train").is_dir() or (root / place / "val").is_dir():
             return root / place
