@@ -148,7 +148,7 @@ def test_evaluate_on_a_folder(root, tmp_path):
 
 def test_a_model_of_other_classes_is_not_measured_on_a_folder(root):
     model = create(parse_name("resnet10-cifar"), {"width": 8, "num_classes": 3}).eval()
-    with pytest.raises(ZooError, match="has 2 classes, .* gives 3 logits"):
+    with pytest.raises(ZooError, match=r"has 2 classes, .* gives 3 logits"):
         zoo.evaluate(model, "folder", threat="linf:0.1", suite="fgsm", data_root=root)
 
 

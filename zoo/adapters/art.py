@@ -28,6 +28,7 @@ from zoo.adapters.common import (
 )
 from zoo.adapters.defended import model_behind
 from zoo.attacks import bind
+from zoo.data import declared_shape
 from zoo.errors import ContractError, MissingExtra, unknown
 from zoo.evaluation import attack as attack_images
 from zoo.threat import Threat
@@ -61,7 +62,7 @@ def to_art(
         MissingExtra: ART is not installed.
     """
     classes = num_classes or classes_of(model)
-    shape = input_shape or _declared_shape(model)
+    shape = input_shape or declared_shape(model)
     if classes is None:
         raise ContractError("the model does not declare its num_classes; call to_art(model, num_classes=10)")
     if shape is None:
@@ -97,18 +98,6 @@ def _classifier(
     context = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with context:
         return module.PyTorchClassifier(**{**settings, **(kwargs or {})})
-
-
-def _declared_shape(model: nn.Module) -> tuple[int, int, int] | None:
-    cfg = getattr(model, "pretrained_cfg", None)
-    shape = cfg.get("input_size") if isinstance(cfg, Mapping) else None
-    if shape is None or len(shape) != 3:
-        return None
-    # timm leaves the configuration as it is when in_chans= is given; the first layer knows better.
-    name = cfg.get("first_conv") if isinstance(cfg, Mapping) else None
-    first = dict(model.named_modules()).get(name) if isinstance(name, str) else None
-    channels = first.in_channels if isinstance(first, nn.Conv2d) else int(shape[0])
-    return channels, int(shape[1]), int(shape[2])
 
 
 def run_art(
