@@ -91,8 +91,9 @@ def net() -> nn.Sequential:
 
 @pytest.fixture
 def batch(net: nn.Sequential) -> tuple[Tensor, Tensor]:
-    """Images, some beside the edge of [0,1], most labelled as the model in eval mode sees them."""
+    """Images with pixels at 0 and 1, most labelled as the model in eval mode sees them."""
     x = torch.rand(N, 1, 6, 6, generator=torch.Generator().manual_seed(9)).double()
+    x = (1.4 * x - 0.2).clamp(0, 1)
     with torch.no_grad():
         y = copy.deepcopy(net).eval()(x).argmax(1)
     y[:2] = (y[:2] + 1) % CLASSES
@@ -316,6 +317,19 @@ def test_fat_stops_tau_steps_after_an_image_is_first_misclassified(
     assert agrees(got, net, lambda m: F.cross_entropy(m(adv), y))
     if tau == 0:
         assert torch.equal(got.step.seen[0][:2], uniform_start(x, start)[:2])  # noise alone
+
+
+def test_images_that_all_stop_at_once_come_back_as_projected_noise(
+    net: nn.Sequential, batch: tuple[Tensor, Tensor]
+) -> None:
+    x, _ = batch
+    threat, step = Threat.parse("linf:0.0005"), Moment(net)
+    wrong = (copy.deepcopy(net).eval()(x).argmax(1) + 1) % CLASSES
+    inner = Inner(steps=STEPS, start="normal")
+    got = friendly(net, x, wrong, inner, threat=threat, step=step, tau=0, omega=0.1)
+    assert len(step.noises) == 1 + STEPS  # as many as in a process whose images have not stopped
+    noise = (0.001 * step.noises[0]).clamp(-0.0005, 0.0005)
+    assert torch.allclose(got, (x + noise).clamp(0, 1), atol=1e-12)
 
 
 def test_fat_with_all_its_steps_is_adversarial_training_bit_by_bit() -> None:
