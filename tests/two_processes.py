@@ -18,15 +18,19 @@ import torch
 import zoo
 from zoo.update import Updater
 
-SMALL = ["model_kwargs.width=8", "stages.0.epochs=1", "stages.0.batch_size=64", "holdout=0"]
-GROUP = [*SMALL, "model_kwargs.norm=group", "stages.0.params.steps=3"]
+SMALL = ["model_kwargs.width=4", "stages.0.epochs=1", "stages.0.batch_size=64", "holdout=0"]
+GROUP = [*SMALL, "model_kwargs.norm=group", "stages.0.params.steps=2"]
 AUGMENTED = "stages.0.augment='crop(padding=1) flip() noise(sigma=0.05)'"
 NAME = "resnet10-cifar.at_digits"
 CASES: dict[str, tuple[str, list[str], str]] = {
     "group": (NAME, [*GROUP, AUGMENTED], "float32"),
-    "double": (NAME, [*GROUP, "stages.0.epochs=9"], "float64"),
-    "batch": (NAME, [*SMALL, "stages.0.params.steps=3", "ema=0.9"], "float64"),
-    "cifs": ("cifs-resnet10.at_digits", [*SMALL, "stages.1.epochs=1", "stages.1.params.steps=2"], "float64"),
+    "double": (NAME, [*GROUP, "stages.0.epochs=10"], "float64"),
+    "batch": (NAME, [*SMALL, "stages.0.epochs=2", "stages.0.params.steps=2", "ema=0.9"], "float64"),
+    "cifs": (
+        "cifs-resnet10.at_digits",
+        [*SMALL, "stages.1.epochs=1", "stages.1.batch_size=64", "stages.1.params.steps=1"],
+        "float64",
+    ),
 }
 
 

@@ -1,7 +1,7 @@
-"""Several processes of one training: who takes which images, and the mean over all of them.
+"""Several processes of one training: who takes which images, and the sum over all of them.
 
 `torchrun` and `accelerate launch` start the processes; accelerate connects them and picks the device. The
-loop needs three things of them: the own share of a batch, the mean of the gradients, and a barrier. There is
+loop needs three things of them: the own share of a batch, the sum of the gradients, and a barrier. There is
 no DistributedDataParallel: an objective may call the model as often as it likes before one backward pass, and
 its inner attack must call the plain module. What overlap of sending and computing would save is small where
 most of the time goes into attacks.
@@ -41,12 +41,11 @@ class Processes:
         """This process's part of a batch; parts differ by one row at most."""
         return Share(total * self.rank // self.count, total * (self.rank + 1) // self.count, total)
 
-    def average(self, tensors: Iterable[Tensor], weight: float) -> None:
-        """Replace each tensor by the weighted sum over the processes, in place, in one message per dtype.
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes, in place, in one message per dtype.
 
         Args:
             tensors: the same shapes in the same order in every process.
-            weight: of this process; the weights of all add up to 1.
         """
         if self.count == 1:
             return
@@ -54,7 +53,7 @@ class Processes:
         for tensor in tensors:
             groups.setdefault(tensor.dtype, []).append(tensor)
         for group in groups.values():
-            flat = torch.cat([tensor.reshape(-1) for tensor in group]).mul_(weight)
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
             dist.all_reduce(flat)
             for tensor, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
                 tensor.copy_(part.view_as(tensor))

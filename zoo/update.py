@@ -69,7 +69,7 @@ class Updater:
         with _enough_memory(self.stage, x):
             loss, found = self._total(x, y, step)
             values = torch.tensor([float(loss.detach()), *found.values()], dtype=torch.float64)
-            self.group.average([values], weight)
+            self.group.add([values.mul_(weight)])
             found = dict(zip(("loss", *found), values.tolist(), strict=True))
             if not bool(torch.isfinite(values[0])):
                 shown = ", ".join(f"{key}={value:.4g}" for key, value in found.items())
@@ -77,11 +77,12 @@ class Updater:
                     f"the loss is not finite at step {step.number} ({shown}); lower the learning rate of "
                     "the stage; the last checkpoint is kept"
                 )
-            loss.backward()
+            # weighted before and not after: synchronised norms send gradients from process to process
+            (weight * loss).backward()
         if self.group.count > 1:
             for parameter in self.chosen:  # a process whose images do not reach a parameter sends zeros
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            self.group.average([p.grad for p in self.chosen if p.grad is not None], weight)
+            self.group.add([p.grad for p in self.chosen if p.grad is not None])
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
