@@ -86,10 +86,15 @@ def test_train_then_evaluate(
     assert "worst case" in out
     assert sorted(p.name for p in out_dir.iterdir()) == [
         "accuracy.png",
+        "curve.png",
+        "curves.json",
+        "examples.png",
         "examples.safetensors",
+        "loss.png",
         "result.json",
     ]
     assert (out_dir / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert "examples.png" in err
     assert json.loads((out_dir / "result.json").read_text())["n"] == 20
 
 

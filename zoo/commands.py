@@ -2,109 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from zoo.errors import ZooError
+from zoo.commands_evaluation import diagnose, evaluate, merge, verify
 
-
-@click.command()
-@click.argument("name")
-@click.option("--data", help="Data set, if not the recipe's.")
-@click.option("--data-root", type=click.Path(), help="Where data sets lie (or ZOO_DATA).")
-@click.option("--threat", help="Threat model, if not the recipe's: linf:8/255, l2:0.5, ...")
-@click.option("--suite", default="quick", show_default=True, help="Protocol, or attacks separated by ';'.")
-@click.option("--attack", "attacks", multiple=True, help="A further attack, as 'torchattacks:CW(c=1)'.")
-@click.option("-n", "n", type=int, help="How many images, from the first.")
-@click.option("--weights", type=click.Path(), help="A safetensors file instead of the published weights.")
-@click.option("--device", help="cpu, cuda, ...")
-@click.option("--seed", default=0, show_default=True, help="Of every random start.")
-@click.option("--batch-size", default=256, show_default=True, help="Images of a forward pass that judges.")
-@click.option("--out", type=click.Path(), help="Folder for result.json and examples.safetensors.")
-@click.option("--plot", is_flag=True, help="Also write accuracy.png there.")
-@click.option("--shard", help="Every n-th image from the i-th on, as i/n; put together with 'zoo merge'.")
-@click.option("--plan", "planned", is_flag=True, help="Only say what it would cost.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def evaluate(
-    name: str,
-    weights: str | None,
-    out: str | None,
-    plot: bool,
-    planned: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Measure NAME (or path.py:MyNet) under a suite of attacks: table, worst case, result.json."""
-    from zoo.evaluation import evaluate as measure
-    from zoo.loading import load
-    from zoo.task import user_model
-
-    make = user_model if ".py:" in name else load
-    subject = name if weights is None else make(name, weights=weights)
-    if planned:
-        from zoo import plan
-
-        for unused in ("shard", "batch_size"):
-            options.pop(unused)
-        click.echo(plan.table(plan.plan(subject, **options)))
-        return
-    if plot and out is None:
-        raise ZooError("--plot needs a folder to write to: add --out DIR")
-    if plot:
-        from zoo.plots import accuracy_plot
-    result = measure(subject, out=out, show_progress=True, **options)
-    if plot and out is not None:
-        accuracy_plot(result, os.path.join(out, "accuracy.png"))
-    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else result.table())
-    if out is not None:
-        click.echo(f"wrote {os.path.join(out, 'result.json')}", err=True)
-
-
-@click.command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path())
-@click.option("--out", required=True, type=click.Path(), help="Folder for the merged result.json.")
-def merge(folders: Sequence[str], out: str) -> None:
-    """Merge the results in FOLDERS: shards of the images, or further attacks on the same images."""
-    from zoo.merging import merge as put_together
-
-    click.echo(put_together(folders, out).table())
-
-
-@click.command()
-@click.argument("name")
-@click.option("--data", help="Data set, if not the recipe's.")
-@click.option("--data-root", type=click.Path(), help="Where data sets lie (or ZOO_DATA).")
-@click.option("--threat", help="Threat model, if not the recipe's.")
-@click.option("-n", "n", type=int, default=500, show_default=True, help="How many images, from the first.")
-@click.option("--only", multiple=True, help="Name of a check; all without it.")
-@click.option("--device", help="cpu, cuda, ...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def diagnose(name: str, as_json: bool, **options: Any) -> None:
-    """Is the robustness of NAME real? Exit code 1 if a check is flagged."""
-    from zoo.diagnose import diagnose as examine
-
-    found = examine(name, show_progress=True, **options)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
-    sys.exit(1 if found.flags else 0)
-
-
-@click.command()
-@click.argument("name")
-@click.option("-n", "n", type=int, default=200, show_default=True, help="Images to measure, at least 200.")
-@click.option("--data-root", type=click.Path(), help="Where data sets lie (or ZOO_DATA).")
-@click.option("--device", help="cpu, cuda, ...")
-def verify(name: str, **options: Any) -> None:
-    """Measure a slice of the published result of NAME again; exit code 1 if it does not agree."""
-    from zoo.verify import verify as check
-
-    found = check(name, show_progress=True, **options)
-    click.echo(found.table())
-    sys.exit(0 if found.passed else 1)
+__all__ = ["cards", "diagnose", "evaluate", "merge", "publish", "pull", "train", "verify"]
 
 
 @click.command()
@@ -117,7 +22,9 @@ def verify(name: str, **options: Any) -> None:
 @click.option("--smoke", is_flag=True, help="A few steps of every stage, to see that everything works.")
 @click.option("--fresh", is_flag=True, help="Start over, whatever the run directory holds.")
 @click.option("--processes", type=int, help="How many processes there must be (torchrun starts them).")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float64"]), help="Default: the fastest.")
+@click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16", "float64"]), help="Default: the fastest."
+)
 @click.option("--checkpoint-every", type=float, default=30.0, show_default=True, help="Seconds.")
 def train(name: str, overrides: Sequence[str], **options: Any) -> None:
     """Train NAME by its recipe into a run directory; killed, the same command goes on where it was.

@@ -124,14 +124,25 @@ def examine(
     return Diagnosis(subject.name, len(x), str(threat), checks)
 
 
+def has_ball(threat: Threat) -> bool:
+    """Whether PGD, Square and noise work under a threat model."""
+    return threat.kind == "ball" and threat.norm in ("linf", "l2", "l1")
+
+
 def check_ball(threat: Threat) -> None:
     """Refuse a threat model that has no ball to attack in.
 
     Raises:
         ZooError: in one line.
     """
-    if threat.norm not in ("linf", "l2", "l1"):
+    if not has_ball(threat):
         raise ZooError(f"diagnose needs a ball to attack in, not {threat}; use linf:, l2: or l1:")
+
+
+def largest_eps(threat: Threat, x: Tensor) -> float:
+    """The eps with which every image of the size of `x` can be turned into any other."""
+    values = x[0].numel()
+    return {"linf": 1.0, "l2": values**0.5, "l1": float(values)}[threat.norm]
 
 
 class _Work:
@@ -216,8 +227,7 @@ class _Work:
         return Check("loss-against-steps", fall > 0.1 * abs(losses[3]) + 1e-3, round(fall, 6), detail)
 
     def _reach_zero(self) -> Check:
-        largest = {"linf": 1.0, "l2": self.x[0].numel() ** 0.5, "l1": float(self.x[0].numel())}
-        threat = Threat(norm=self.threat.norm, eps=largest[self.threat.norm])
+        threat = Threat(norm=self.threat.norm, eps=largest_eps(self.threat, self.x))
         left = self._accuracy("pgd(steps=50, rel_step=0.05, loss=margin, restarts=2)", threat=threat)
         left = min(left, self._accuracy("pgd(steps=50, rel_step=0.05)", threat=threat))
         return Check("must-reach-zero", left > 0.01, round(left, 6), f"at {threat}")

@@ -61,6 +61,7 @@ def evaluate(
     stochastic: bool | None = None,
     data_root: str | Path | None = None,
     diagnosis: Diagnosis | bool = False,
+    keep_parts: bool = False,
     show_progress: bool = False,
 ) -> Result:
     """Measure a classifier: clean accuracy, accuracy under each attack, and the worst case over all.
@@ -86,6 +87,7 @@ def evaluate(
         diagnosis: True runs `zoo.diagnose` first, on the first 500 images, and keeps its checks in
             `extra["diagnosis"]`; one that was run already is kept as it is. The cheap checks are part of
             every result: what they flag is among its flags.
+        keep_parts: leave in `out` what was measured batch by batch, for a caller that may still fail.
         show_progress: print progress with the expected end to standard error.
 
     Raises:
@@ -122,7 +124,8 @@ def evaluate(
     result = replace(result, seconds=round(time.monotonic() - started, 2))
     if out is not None:
         save_pair(Path(out), result, verdicts)
-        journal.close()
+        if not keep_parts:
+            journal.close()
     return result
 
 

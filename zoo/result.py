@@ -74,7 +74,11 @@ class Result:
         else:
             lines.append(f"  no worst case: {self.extra.get('no_worst_case') or OWN_ATTACK_MISSING}")
         lines += [f"  flag: {flag}" for flag in self.flags]
-        return "\n".join([*lines, f"  protocol: {self.protocol}", f"  {self.seconds:.1f} s on {self.device}"])
+        head, bracket, tail = self.protocol.partition(" [")
+        calls, _, settings = tail.rpartition("]")
+        many = calls.count(";") > 20
+        shown = f"{head} [{calls.count(';') + 1} attacks]{settings}" if bracket and many else self.protocol
+        return "\n".join([*lines, f"  protocol: {shown}", f"  {self.seconds:.1f} s on {self.device}"])
 
     def same_function(self, other: Result) -> bool:
         """Whether both were measured on one function: equal weights with other arguments are another one.
