@@ -228,6 +228,8 @@ def test_imgnet10(tmp_path, monkeypatch):
     test, train = (load_data("imgnet10", split, root=tmp_path) for split in ("test", "train"))
     assert test.shape == train.shape == (3, 128, 128)
     assert (len(test), len(train)) == (40, 50)
+    assert test.name == "imgnet10"
+    assert load_data("imgnet10(fit=crop)", "test", root=tmp_path).name == "imgnet10(fit=crop)"
     assert test.labels.bincount().tolist() == [4] * 10
     names = [
         [name for name, label in zip(d.source.names, d.labels, strict=True) if label == 9]

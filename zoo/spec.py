@@ -120,12 +120,15 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """A data set; `load(split, root) -> (uint8 images NCHW, int64 labels or None)`."""
+    """A data set; `load(split, root, **params) -> (uint8 images NCHW, int64 labels or None)`, or `zoo.data.Data`.
+
+    A call such as "folder(size=64)" sets the params; one that is named `input_size` is given what the model takes.
+    """
 
     name: str
     load: str
-    num_classes: int
-    input_size: tuple[int, int, int] | None
+    num_classes: int  # 0: the data says it
+    input_size: tuple[int, int, int] | None  # None: the data says it, or adapts to the model
     target: str = "label"
     label_names: tuple[str, ...] = ()
     license: str = ""
