@@ -18,17 +18,20 @@ import click  # noqa: E402
 from zoo import __version__  # noqa: E402
 from zoo.errors import ZooError  # noqa: E402
 
-# Name and summary of the commands in `zoo.commands`, so that `zoo --help` need not import them.
+# Name and summary of the commands in other modules, so that `zoo --help` need not import them.
 COMMANDS = {
+    "analyse": "Look into NAME with an ANALYSIS of a plugin.",
     "cards": "Build card folders and the README's table from results.",
     "diagnose": "Is the robustness of NAME real? Exit code 1 if a check is flagged.",
     "evaluate": "Measure NAME (or path.py:MyNet) under a suite of attacks.",
     "merge": "Merge results: shards of the images, or further attacks on them.",
+    "reproduce": "Print a published TABLE, as cifs:4.1, beside what was measured here.",
     "publish": "Publish the card folder of NAME to the Hugging Face Hub, and pin it.",
     "pull": "Fetch the card folder of NAME for offline use.",
     "train": "Train NAME by its recipe into a run directory.",
     "verify": "Measure a slice of the published result of NAME again.",
 }
+MODULES = {"analyse": "zoo.commands_analysis", "reproduce": "zoo.commands_analysis"}  # others: zoo.commands
 
 
 class ZooGroup(click.Group):
@@ -49,7 +52,7 @@ class ZooGroup(click.Group):
         from zoo.spec import resolve
 
         if cmd_name in COMMANDS:
-            own: click.Command = resolve(f"zoo.commands:{cmd_name}")
+            own: click.Command = resolve(f"{MODULES.get(cmd_name, 'zoo.commands')}:{cmd_name}")
             return own
         if cmd_name not in registry().names("commands"):
             return None

@@ -1,0 +1,149 @@
+"""Published figures beside measured ones, and the analyses of plugins."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from torch import nn
+
+from zoo.cli import cli
+from zoo.errors import ZooError
+from zoo.registry import registry
+from zoo.reproduce import TABLES_FILE, Reproduction, _mapping, _plugins, _published, reproduce, tables
+from zoo.spec import Analysis, resolve
+
+PAPER = """table,row,column,value,std,unit
+1.1,Net A,Natural,84.5,,%
+1.1,Net A,PGD-20,46.6,0.3,%
+1.1,Net B,Natural,90.0,,%
+2.1,Net A,PSNR,31.2,,dB
+"""
+NAME = "cifs-resnet10.at_digits"
+
+
+@pytest.fixture
+def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in which the plugin cifs keeps other figures than its own."""
+    (tmp_path / "paper.csv").write_text(PAPER)
+    (plugin,) = [p for p in registry().plugins if p.name == "cifs"]
+    monkeypatch.setattr(plugin, "folder", str(tmp_path))
+    return tmp_path
+
+
+def write_tables(folder: Path, columns: dict[str, str]) -> None:
+    (folder / TABLES_FILE).write_text(json.dumps({"1.1": {"rows": {"Net A": NAME}, "columns": columns}}))
+
+
+def cells(found: Reproduction) -> dict[tuple[str, str], float | None]:
+    return {(cell.row, cell.column): cell.measured for cell in found.cells}
+
+
+def test_published_figures_stand_alone_until_something_is_measured(paper: Path) -> None:
+    assert tables("cifs") == ["cifs:1.1", "cifs:2.1"]
+    found = reproduce("cifs:1.1")
+    assert cells(found) == {("Net A", "Natural"): None, ("Net A", "PGD-20"): None, ("Net B", "Natural"): None}
+    assert "46.6±0.3 /" in found.text()
+    assert "nothing of this table was measured" in found.text()
+    assert "31.2 /" in reproduce("cifs:2.1").text()
+
+
+def test_measured_figures_come_from_the_card_in_the_unit_of_the_paper(paper: Path) -> None:
+    write_tables(paper, {"Natural": "clean", "PGD-20": "pgd(steps=20)"})
+    card = json.loads(Path("model_cards", NAME, "results.json").read_text())["results"][0]
+    found = reproduce("cifs:1.1")
+    assert cells(found)["Net A", "Natural"] == pytest.approx(100 * card["clean"])
+    assert cells(found)["Net A", "PGD-20"] == pytest.approx(100 * card["per_attack"]["pgd(steps=20)"])
+    assert cells(found)["Net B", "Natural"] is None
+    assert found.sources == (f"Net A: {NAME}, 60 epochs, n = {card['n']} of digits",)
+
+
+def test_a_result_of_ones_own_comes_before_the_card(paper: Path, tmp_path: Path) -> None:
+    write_tables(paper, {"Natural": "clean"})
+    (tmp_path / "mine").mkdir()
+    mine = {"name": NAME, "n": 7, "dataset": "digits", "clean": 0.123, "per_attack": {}}
+    (tmp_path / "mine" / "result.json").write_text(json.dumps(mine))
+    found = reproduce("cifs:1.1", [tmp_path / "mine"])
+    assert cells(found)["Net A", "Natural"] == pytest.approx(12.3)
+    assert "n = 7" in found.sources[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reproduce", "cifs:1.2"], "unknown table 'cifs:1.2'"),
+        (["reproduce", "cfis:1.1"], "did you mean cifs"),
+        (["reproduce", "cifs:1.1", "--results", "nowhere"], "cannot read nowhere/result.json"),
+        (["analyse", NAME, "nonsense", "--out", "x"], "unknown analysis"),
+        (["analyse", NAME, "nonsense"], "add --out DIR"),
+    ],
+)
+def test_bad_input_is_one_line(paper: Path, arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(cli, arguments)
+    assert isinstance(done.exception, ZooError)
+    assert message in str(done.exception)
+    assert "\n" not in str(done.exception)
+
+
+def test_malformed_files_are_named(paper: Path) -> None:
+    (paper / TABLES_FILE).write_text("{")
+    with pytest.raises(ZooError, match=r"tables\.json is not JSON"):
+        reproduce("cifs:1.1")
+    (paper / "paper.csv").write_text("table,row\n1.1,a\n")
+    with pytest.raises(ZooError, match="lacks the column"):
+        reproduce("cifs:1.1")
+
+
+def test_every_mapping_names_tables_rows_columns_and_models_that_exist() -> None:
+    for plugin in _plugins(None):
+        published = _published(plugin)
+        for table, mapping in _mapping(plugin).items():
+            assert table in published, f"{plugin.name}: {table}"
+            for side, place in (("rows", 0), ("columns", 1)):
+                known = {entry[place] for entry in published[table]}
+                assert set(mapping[side]) <= known, f"{plugin.name}:{table} {side}"
+            for model in mapping["rows"].values():
+                registry().recipe(model)
+
+
+def test_every_analysis_takes_what_it_declares() -> None:
+    for spec in registry().specs("analyses"):
+        assert isinstance(spec, Analysis)
+        taken = inspect.signature(resolve(spec.run)).parameters
+        assert {"out", *spec.params} <= set(taken), spec.name
+
+
+def counted(model: nn.Module, data: Any, *, out: Path, threat: Any = None, scale: int = 1) -> dict[str, Any]:
+    """An analysis for the test below."""
+    (out / "picture.png").write_bytes(b"x")
+    parameters = sum(p.numel() for p in model.parameters())
+    return {
+        "parameters": scale * parameters,
+        "n": len(data),
+        "threat": str(threat),
+        "training": model.training,
+    }
+
+
+def test_an_analysis_gets_model_data_and_threat_and_its_numbers_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = Analysis(name="counted", run="test_reproduce:counted", params={"threat": "", "scale": 1})
+    table = registry()._table["analyses"]
+    monkeypatch.setitem(table, "counted", [(spec, registry().plugins[0])])
+    out = tmp_path / "a"
+    command = ["analyse", NAME, "counted", "--out", str(out), "-n", "5", "--set", "scale=2"]
+    done = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert done.exit_code == 0
+    numbers = json.loads((out / "numbers.json").read_text())
+    assert numbers["n"] == 5
+    assert numbers["threat"] == "linf:0.1"
+    assert numbers["training"] is False
+    assert numbers["parameters"] > 100_000
+    with pytest.raises(ZooError, match="unknown parameter of counted"):
+        CliRunner().invoke(cli, [*command, "--set", "scael=2"], catch_exceptions=False)

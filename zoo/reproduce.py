@@ -1,0 +1,173 @@
+"""A published table beside what was measured here: `zoo reproduce cifs:4.1`. Imports no torch, measures nothing.
+
+Two files of a plugin's folder say it all: `paper.csv` holds the published figures (table, row, column, value,
+std, unit), and `tables.json` which model stands for a row and which number of a result for a column:
+
+    {"4.1": {"rows": {"ResNet-18 CIFS": "cifs-resnet18.at_linf8_cifar10"},
+             "columns": {"Natural": "clean", "PGD-20": "pgd(steps=20)", "worst": "robust"}}}
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.catalogue import read_card
+from zoo.errors import ZooError, unknown
+from zoo.grammar import parse_name
+from zoo.registry import Plugin, registry
+
+PAPER_FILE, TABLES_FILE = "paper.csv", "tables.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A published figure and, where one is at hand, what was measured for it; in the unit of the paper."""
+
+    row: str
+    column: str
+    published: str
+    measured: float | None = None
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A table of a paper, and where the measured figures come from."""
+
+    name: str
+    unit: str
+    cells: tuple[Cell, ...]
+    sources: tuple[str, ...]  # one line for each model that was measured
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        cells = [vars(cell) for cell in self.cells]
+        return {"table": self.name, "unit": self.unit, "cells": cells, "sources": list(self.sources)}
+
+    def text(self) -> str:
+        """For people: `published / measured` in every cell, blank where there is no figure."""
+        rows, columns = (
+            list(dict.fromkeys(getattr(c, side) for c in self.cells)) for side in ("row", "column")
+        )
+        found = {(cell.row, cell.column): cell for cell in self.cells}
+        lines = [["", *columns]]
+        lines += [[row, *(_shown(found.get((row, column))) for column in columns)] for row in rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
+        text = [f"{self.name}, published / measured here, {self.unit or 'no unit'}"]
+        text += ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join([*text, *(self.sources or ("nothing of this table was measured here yet",))])
+
+
+def tables(method: str | None = None) -> list[str]:
+    """The names of all published tables, `method:table`.
+
+    Args:
+        method: the entry point of one plugin; None for all.
+
+    Raises:
+        UnknownName: there is no such plugin with published figures.
+    """
+    names = [f"{plugin.name}:{table}" for plugin in _plugins(method) for table in _published(plugin)]
+    return list(dict.fromkeys(names))
+
+
+def reproduce(name: str, folders: Iterable[str | Path] = ()) -> Reproduction:
+    """Put the published figures of a table beside the measured ones.
+
+    Args:
+        name: `method:table`, such as "cifs:4.1".
+        folders: of result.json files to take besides the cards; they come first.
+
+    Raises:
+        UnknownName: no such plugin or table.
+        ZooError: one of the files is malformed.
+    """
+    method, _, table = name.partition(":")
+    (plugin,) = _plugins(method)
+    published = _published(plugin)
+    if table not in published:
+        raise unknown("table", name, [f"{method}:{known}" for known in published])
+    mapping = _mapping(plugin).get(table, {})
+    extra = [_result(Path(folder)) for folder in folders]
+    cells: list[Cell] = []
+    sources: dict[str, None] = {}
+    for row, column, value, _ in published[table]:
+        model = mapping.get("rows", {}).get(row)
+        metric = mapping.get("columns", {}).get(column)
+        measured, source = _measured(model, metric, extra) if model and metric else (None, "")
+        if source:
+            sources[f"{row}: {source}"] = None
+        cells.append(Cell(row, column, value, measured))
+    unit = published[table][0][3]
+    if unit == "%":
+        cells = [
+            Cell(c.row, c.column, c.published, None if c.measured is None else 100 * c.measured)
+            for c in cells
+        ]
+    return Reproduction(name, unit, tuple(cells), tuple(sources))
+
+
+def _plugins(method: str | None) -> list[Plugin]:
+    known = [p for p in registry().plugins if p.folder and Path(p.folder, PAPER_FILE).is_file()]
+    chosen = [plugin for plugin in known if method in (None, plugin.name)]
+    if not chosen:
+        raise unknown("method with published figures", method or "", [plugin.name for plugin in known])
+    return chosen
+
+
+def _published(plugin: Plugin) -> dict[str, list[tuple[str, str, str, str]]]:
+    """{table: [(row, column, value with its deviation, unit)]} in the order of the file."""
+    path = Path(plugin.folder, PAPER_FILE)
+    found: dict[str, list[tuple[str, str, str, str]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            try:
+                value = line["value"] + (f"±{line['std']}" if line.get("std") else "")
+                entry = (line["row"], line["column"], value, line.get("unit") or "")
+                found.setdefault(line["table"], []).append(entry)
+            except (KeyError, TypeError) as error:
+                raise ZooError(
+                    f"{path} lacks the column {error}; it needs table, row, column, value"
+                ) from error
+    return found
+
+
+def _mapping(plugin: Plugin) -> dict[str, Any]:
+    path = Path(plugin.folder, TABLES_FILE)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ZooError(f"{path} is not JSON: {error}") from error
+    return found
+
+
+def _measured(model: str, metric: str, extra: Sequence[dict[str, Any]]) -> tuple[float | None, str]:
+    """The first result of the model that has the number, and what it was measured on."""
+    name = parse_name(model, tag="required")
+    for result in (*(r for r in extra if r.get("name") == str(name)), *read_card(name).get("results", [])):
+        value: Any = {**result.get("per_attack", {}), **result.get("extra", {}), **result}.get(metric)
+        if isinstance(value, int | float):
+            epochs = sum(stage.epochs for stage in registry().recipe(name).stages)
+            return float(value), f"{name}, {epochs} epochs, n = {result['n']} of {result['dataset']}"
+    return None, ""
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    path = folder / "result.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ZooError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ZooError(f"{path} is not JSON: {error}") from error
+    return found
+
+
+def _shown(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    return f"{cell.published} / " + ("" if cell.measured is None else f"{cell.measured:.1f}")
