@@ -196,7 +196,7 @@ def test_every_text_can_be_read(name: str, tmp_path: Path, monkeypatch: pytest.M
     from matplotlib.text import Text
 
     drawn: list[Any] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
     DRAWINGS[name](tmp_path / "picture.png")
     (figure,) = drawn
     canvas = FigureCanvasAgg(figure)
@@ -226,7 +226,7 @@ def test_differences_are_magnified_by_what_the_title_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
     sheet = sheet_of(2, 1)
     plots.examples_plot(sheet, "x", tmp_path / "p.png")
     (figure,) = drawn

@@ -3,49 +3,17 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import MissingExtra
-from zoo.files import atomic
+from zoo.drawing import BAR, CLEAN, GOOD, INK, SOFT, WORST, new_figure, plain_axes, save_figure
+from zoo.drawing import need_matplotlib as need_matplotlib
 from zoo.result import Result, corruption_rows
 
 if TYPE_CHECKING:
     from zoo.curves import Curve, Curves, LossCurve, Sheet
 
-_INK, _SOFT, _GRID = "#2b2b2b", "#767676", "#e4e4e4"
-_BAR, _WORST, _GOOD, _CLEAN = "#4c78a8", "#b23a48", "#3f8f5f", "#9a9a9a"
 _FACTORS = (100, 50, 20, 10, 5, 2, 1, 0.5)  # of the differences on a sheet
-
-
-def need_matplotlib() -> None:
-    """Refuse to plot without matplotlib.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra("plot", "a plot") from error
-
-
-def _figure(width: float, height: float, title: str, subtitle: str) -> Any:
-    """A figure with a title and, in grey, what was measured."""
-    need_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150)
-    # Titles are wrapped by hand: matplotlib would cut a long name at the edge.
-    lines, rest = textwrap.wrap(title, int(width * 9.5)), textwrap.wrap(subtitle, int(width * 13))
-    space = (0.19 * len(lines) + 0.17 * len(rest) + 0.17) / height
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - space))
-    top = 1 - 0.08 / height
-    figure.text(0.012, top, "\n".join(lines), ha="left", va="top", fontsize=11, color=_INK, fontweight="bold")
-    under = top - (0.19 * len(lines) + 0.03) / height
-    figure.text(0.012, under, "\n".join(rest), ha="left", va="top", fontsize=9, color=_SOFT)
-    return figure
 
 
 def draw_all(result: Result, curves: Curves, folder: str | Path) -> list[str]:
@@ -74,20 +42,20 @@ def accuracy_plot(result: Result, path: str | Path) -> Path:
     """
     corruptions = corruption_rows(result.to_dict())
     apart = result.extra.get("corruptions", {}).get("calls", {})
-    rows = [("clean", result.clean, _CLEAN)]
-    rows += [(call, value, _BAR) for call, value in result.per_attack.items() if call not in apart]
+    rows = [("clean", result.clean, CLEAN)]
+    rows += [(call, value, BAR) for call, value in result.per_attack.items() if call not in apart]
     if result.robust is not None:
-        rows.append(("worst case", result.robust, _WORST))
+        rows.append(("worst case", result.robust, WORST))
     labels = [_wrapped(row[0]) for row in rows]
     lines = sum(0.24 + 0.15 * (label.count("\n") + 1) for label in labels)
     table = 0.75 + 0.26 * (len(corruptions) + 1) if corruptions else 0.0
     subtitle = f"on {result.dataset}, {result.threat}, {_images(result.n)}"
-    figure = _figure(8, 1.3 + lines + table, result.name, subtitle)
+    figure = new_figure(8, 1.3 + lines + table, result.name, subtitle)
     bars, *rest = figure.subplots(2 if corruptions else 1, 1, height_ratios=[lines + 0.4, table][: 1 + bool(corruptions)], squeeze=False)[:, 0]  # fmt: skip
     _bars(bars, rows, labels, result.interval)
     if rest:
         _severities(rest[0], result, corruptions)
-    return _save(figure, Path(path))
+    return save_figure(figure, Path(path))
 
 
 def _bars(axes: Any, rows: Any, labels: list[str], interval: tuple[float, float] | None) -> None:
@@ -104,13 +72,13 @@ def _bars(axes: Any, rows: Any, labels: list[str], interval: tuple[float, float]
         if interval is not None and name == "worst case":
             low, right = interval
             axes.plot(
-                [100 * low, 100 * right], [place, place], color=_INK, linewidth=1.5, solid_capstyle="butt"
+                [100 * low, 100 * right], [place, place], color=INK, linewidth=1.5, solid_capstyle="butt"
             )
-        axes.text(100 * right + 1.2, place, f"{100 * share:.1f}", va="center", color=_INK, fontsize=9)
+        axes.text(100 * right + 1.2, place, f"{100 * share:.1f}", va="center", color=INK, fontsize=9)
     axes.set(xlim=(0, 108), xticks=range(0, 101, 20))
     note = ("accuracy in %", "accuracy in %; black line: 95 % interval")[interval is not None]
-    axes.set_xlabel(note, color=_SOFT, fontsize=9)
-    _plain(axes, "x")
+    axes.set_xlabel(note, color=SOFT, fontsize=9)
+    plain_axes(axes, "x")
 
 
 def _severities(axes: Any, result: Result, rows: Any) -> None:
@@ -129,16 +97,16 @@ def _severities(axes: Any, result: Result, rows: Any) -> None:
         for j, cell in enumerate(row):
             strong = "bold" if i == len(rows) or j == len(severities) else "normal"
             text = "" if cell is None else f"{100 * cell:.1f}"
-            axes.text(j, i, text, ha="center", va="center", fontsize=8, color=_INK, fontweight=strong)
+            axes.text(j, i, text, ha="center", va="center", fontsize=8, color=INK, fontweight=strong)
     axes.set_yticks(range(len(cells)), [*[label.replace("_", " ") for label, _, _ in rows], "mean"])
     axes.set_xticks(range(len(columns)), columns)
     axes.axhline(len(rows) - 0.5, color="white", linewidth=3)
     axes.axvline(len(severities) - 0.5, color="white", linewidth=3)
     everywhere = 100 * result.extra["corruptions"]["everywhere"]
     axes.set_xlabel(
-        f"accuracy in % by severity; right under all of them: {everywhere:.1f} %", color=_SOFT, fontsize=9
+        f"accuracy in % by severity; right under all of them: {everywhere:.1f} %", color=SOFT, fontsize=9
     )
-    axes.tick_params(labelsize=9, colors=_INK, length=0)
+    axes.tick_params(labelsize=9, colors=INK, length=0)
     axes.spines[:].set_visible(False)
 
 
@@ -151,12 +119,12 @@ def curve_plot(curve: Curve, about: str, path: str | Path, result: Result | None
     """
     name, _, threat = about.rpartition(", ")
     subtitle = f"accuracy under {curve.attack} against eps, {_images(curve.n)}"
-    figure = _figure(8, 4.4, f"{name}, {threat}", subtitle)
+    figure = new_figure(8, 4.4, f"{name}, {threat}", subtitle)
     axes, right = figure.subplots(1, 2, sharey=True, width_ratios=[6, 1])
     axes.plot(
         curve.eps,
         [100 * a for a in curve.accuracy],
-        color=_BAR,
+        color=BAR,
         linewidth=2,
         marker="o",
         markersize=5,
@@ -164,21 +132,21 @@ def curve_plot(curve: Curve, about: str, path: str | Path, result: Result | None
     )
     for eps, accuracy in zip(curve.eps, curve.accuracy, strict=True):
         axes.annotate(f"{100 * accuracy:.1f}", (eps, 100 * accuracy), xytext=(6, 4), textcoords="offset points",
-                      ha="left", fontsize=8.5, color=_INK, path_effects=_halo(), zorder=5)  # fmt: skip
+                      ha="left", fontsize=8.5, color=INK, path_effects=_halo(), zorder=5)  # fmt: skip
     own = curve.eps[-1] if result is None else _eps_of(result.threat, curve.eps)
     if result is not None and result.robust is not None and own is not None:
         low, high = result.interval or (result.robust, result.robust)
         axes.errorbar([own], [100 * result.robust], [[100 * max(result.robust - low, 0)], [100 * max(high - result.robust, 0)]],
-                      color=_WORST, marker="D", markersize=5, capsize=3, linewidth=1.5, zorder=4, linestyle="none",
+                      color=WORST, marker="D", markersize=5, capsize=3, linewidth=1.5, zorder=4, linestyle="none",
                       label=f"worst case of {result.protocol.split()[0]}, {_images(result.n)}, 95 % interval")  # fmt: skip
-        axes.legend(frameon=False, fontsize=9, loc="upper right", labelcolor=_INK)
+        axes.legend(frameon=False, fontsize=9, loc="upper right", labelcolor=INK)
     axes.set_xticks(curve.eps, [_eps_text(eps, threat) for eps in curve.eps])
     axes.set(ylim=(-4, 108), yticks=range(0, 101, 20))
-    axes.set_xlabel(f"eps ({threat.partition(':')[0]})", color=_SOFT, fontsize=9)
-    axes.set_ylabel("accuracy in %", color=_SOFT, fontsize=9)
-    _plain(axes, "y")
+    axes.set_xlabel(f"eps ({threat.partition(':')[0]})", color=SOFT, fontsize=9)
+    axes.set_ylabel("accuracy in %", color=SOFT, fontsize=9)
+    plain_axes(axes, "y")
     _must_be_zero(right, curve)
-    return _save(figure, Path(path))
+    return save_figure(figure, Path(path))
 
 
 def _halo() -> list[Any]:
@@ -191,17 +159,15 @@ def _halo() -> list[Any]:
 def _must_be_zero(axes: Any, curve: Curve) -> None:
     left = 100 * curve.left
     works = left <= 1
-    axes.plot(
-        [0], [left], marker="o", markersize=9, color=_GOOD if works else _WORST, clip_on=False, zorder=3
-    )
+    axes.plot([0], [left], marker="o", markersize=9, color=GOOD if works else WORST, clip_on=False, zorder=3)
     text = f"{left:.1f}\n" + ("reaches 0\nas it must" if works else "must be 0:\nthe attack\ndoes not work")
     axes.annotate(text, (0, left), xytext=(0, 9 if left < 60 else -9), textcoords="offset points", ha="center",
-                  va="bottom" if left < 60 else "top", fontsize=8.5, color=_GOOD if works else _WORST)  # fmt: skip
+                  va="bottom" if left < 60 else "top", fontsize=8.5, color=GOOD if works else WORST)  # fmt: skip
     axes.set(xlim=(-1, 1))
     axes.set_xticks([0], [f"{curve.largest:.4g}"])
-    axes.set_xlabel("largest eps", color=_SOFT, fontsize=9)
-    axes.axvline(-1, color=_SOFT, linewidth=1, linestyle=(0, (2, 3)))
-    _plain(axes, "y")
+    axes.set_xlabel("largest eps", color=SOFT, fontsize=9)
+    axes.axvline(-1, color=SOFT, linewidth=1, linestyle=(0, (2, 3)))
+    plain_axes(axes, "y")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
 
@@ -222,20 +188,20 @@ def loss_plot(loss: LossCurve, about: str, path: str | Path) -> Path:
     """Write a PNG of the mean cross-entropy against the steps of PGD, one line per start and their mean."""
     steps = len(loss.losses[0]) - 1
     subtitle = f"mean cross-entropy against the steps of PGD-{steps}, {_images(loss.n)}"
-    figure = _figure(8, 4.2, about, subtitle)
+    figure = new_figure(8, 4.2, about, subtitle)
     axes = figure.subplots()
     first, *others = loss.losses
     for number, values in enumerate(others):
-        axes.plot(values, color=_BAR, linewidth=1, alpha=0.55, label="random starts" if not number else None)
-    axes.plot(first, color=_WORST, linewidth=1.4, label="from the images themselves")
+        axes.plot(values, color=BAR, linewidth=1, alpha=0.55, label="random starts" if not number else None)
+    axes.plot(first, color=WORST, linewidth=1.4, label="from the images themselves")
     mean = [sum(column) / len(column) for column in zip(*loss.losses, strict=True)]
-    axes.plot(mean, color=_INK, linewidth=2.2, label="mean")
+    axes.plot(mean, color=INK, linewidth=2.2, label="mean")
     axes.set(xlim=(0, steps), ylim=(0, 1.08 * max(max(values) for values in loss.losses) or 1))
-    axes.set_xlabel("steps", color=_SOFT, fontsize=9)
-    axes.set_ylabel("loss", color=_SOFT, fontsize=9)
-    axes.legend(frameon=False, fontsize=9, loc="lower right", labelcolor=_INK)
-    _plain(axes, "y")
-    return _save(figure, Path(path))
+    axes.set_xlabel("steps", color=SOFT, fontsize=9)
+    axes.set_ylabel("loss", color=SOFT, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="lower right", labelcolor=INK)
+    plain_axes(axes, "y")
+    return save_figure(figure, Path(path))
 
 
 def examples_plot(sheet: Sheet, about: str, path: str | Path) -> Path:
@@ -250,7 +216,7 @@ def examples_plot(sheet: Sheet, about: str, path: str | Path) -> Path:
     shown = {1: "as they are", 0.5: "halved"}.get(factor, f"{factor:g} times as large")
     subtitle = f"{sheet.attack}, {sheet.threat}; differences {shown}, grey is none"
     title = f"{about}: examples"
-    figure = _figure(width, 5.9, title, subtitle)
+    figure = new_figure(width, 5.9, title, subtitle)
     grid = figure.subplots(3, max(count, 4), squeeze=False)
     figure.get_layout_engine().set(hspace=0.06)
     changed = "corrupted" if sheet.threat.startswith("corruption:") else "adversarial"
@@ -263,21 +229,21 @@ def examples_plot(sheet: Sheet, about: str, path: str | Path) -> Path:
             axes.imshow(_pixels(images[column]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             if name == "difference":
                 size = float(delta[column].abs().max())
-                _caption(axes, f"max {size:.3g}", _SOFT)
+                _caption(axes, f"max {size:.3g}", SOFT)
                 continue
             said = (sheet.before if name == "clean" else sheet.after)[column]
             right = said == sheet.labels[column]
-            _caption(axes, said, _GOOD if right else _WORST)
+            _caption(axes, said, GOOD if right else WORST)
             if name == "clean":
-                axes.set_title(f"no. {sheet.index[column]}\n{sheet.labels[column]}", fontsize=8.5, color=_INK)
+                axes.set_title(f"no. {sheet.index[column]}\n{sheet.labels[column]}", fontsize=8.5, color=INK)
         axes_row[0].text(-0.12, 0.5, name, rotation=90, transform=axes_row[0].transAxes, ha="right", va="center",
-                         fontsize=9, color=_SOFT)  # fmt: skip
+                         fontsize=9, color=SOFT)  # fmt: skip
     figure.supxlabel(
         "above: number and label of the image; below: what the model says (green: right, red: wrong)",
         fontsize=8.5,
-        color=_SOFT,
+        color=SOFT,
     )
-    return _save(figure, Path(path))
+    return save_figure(figure, Path(path))
 
 
 def _caption(axes: Any, text: str, colour: str) -> None:
@@ -288,15 +254,6 @@ def _pixels(image: Any) -> Any:
     """`[C,H,W]` as matplotlib wants it."""
     image = image.clamp(0, 1)
     return image.permute(1, 2, 0).numpy() if len(image) == 3 else image.mean(0).numpy()
-
-
-def _plain(axes: Any, grid: str) -> None:
-    """Two axes, a faint grid behind."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_SOFT)
-    axes.tick_params(labelsize=9, colors=_INK)
-    axes.grid(axis=grid, color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def _images(count: int) -> str:
@@ -311,9 +268,3 @@ def _wrapped(label: str, width: int = 36) -> str:
             lines.append("")
         lines[-1] += piece if lines[-1].endswith("(") or not lines[-1] else " " + piece
     return "\n".join(lines)
-
-
-def _save(figure: Any, path: Path) -> Path:
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return path
