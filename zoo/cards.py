@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.card_text import percent, prose, results_table, short
 from zoo.catalogue import WEIGHTS_FILE, cards_dir
 from zoo.errors import IntegrityError, ZooError
 from zoo.files import atomic_folder, sha256_of, write_text
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 SCHEMA = 1
 FRONT_MATTER_LIMIT = 1 << 18  # characters
 MARKS = ("<!-- results -->", "<!-- /results -->")
-COLUMNS = ("model", "dataset", "threat", "n", "clean", "robust", "protocol", "strongest attack")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TASKS = {"classify": "image-classification", "denoise": "image-to-image"}
@@ -69,6 +69,19 @@ def stage(
     return target
 
 
+def check_explained(name: Name, flags: Iterable[str], explain: Mapping[str, str]) -> None:
+    """Refuse a flag without a reason.
+
+    Raises:
+        ZooError: with the first of them.
+    """
+    if unexplained := [flag for flag in flags if not explain.get(flag, "").strip()]:
+        raise ZooError(
+            f"the flag {unexplained[0]!r} of {name} is not explained; add --explain '{unexplained[0]}=REASON' "
+            "(explain={flag: reason})"
+        )
+
+
 def _check_result(name: Name, result: Result, explain: Mapping[str, str]) -> None:
     if result.name != str(name):
         raise ZooError(f"a result of {result.name!r} cannot stand on the card of {name}; evaluate {name}")
@@ -76,10 +89,7 @@ def _check_result(name: Name, result: Result, explain: Mapping[str, str]) -> Non
         raise ZooError(
             f"a result of {name} on {result.dataset} has no protocol; measure it with 'zoo evaluate'"
         )
-    if unexplained := [flag for flag in result.flags if not explain.get(flag, "").strip()]:
-        raise ZooError(
-            f"the flag {unexplained[0]!r} of {name} is not explained; pass explain={{flag: reason}}"
-        )
+    check_explained(name, result.flags, explain)
 
 
 def _write_model(name: Name, model: nn.Module, folder: Path) -> None:
@@ -180,7 +190,7 @@ def _write_card(name: Name, results: Sequence[Result], explain: Mapping[str, str
         write_text(folder / ".eval_results" / filename, _dump_yaml(entries))
     head = _front_matter(name, spec, recipe, dataset, results)
     write_text(
-        folder / "README.md", f"---\n{head.strip()}\n---\n\n{_prose(name, spec, recipe, rows, explain)}"
+        folder / "README.md", f"---\n{head.strip()}\n---\n\n{prose(name, spec, recipe, rows, explain)}"
     )
 
 
@@ -231,12 +241,16 @@ def _model_index(result: Result, spec: ModelSpec, dataset: Dataset) -> list[dict
         "metric_type": result.metric,
     }
     args = {"protocol": result.protocol, "n": result.n, "seed": result.seed}
-    entries = [{**common, "metric_name": f"Clean {result.metric}", "metric_value": _percent(result.clean)}]
+    entries = [{**common, "metric_name": f"Clean {result.metric}", "metric_value": percent(result.clean)}]
     entries[0]["metric_args"] = args
     if result.robust is not None:
-        label = f"Robust {result.metric} ({result.threat}, {_short(result.protocol)})"
-        robust = {"metric_name": label, "metric_value": _percent(result.robust)}
+        label = f"Robust {result.metric} ({result.threat}, {short(result.protocol)})"
+        robust = {"metric_name": label, "metric_value": percent(result.robust)}
         entries.append({**common, **robust, "metric_args": {**args, "threat": result.threat}})
+    if corruptions := result.extra.get("corruptions"):
+        label = f"Corruption {result.metric} (mean of {len(corruptions['calls'])}, {short(result.protocol)})"
+        mean = {"metric_name": label, "metric_value": percent(corruptions["mean"])}
+        entries.append({**common, **mean, "metric_args": args})
     return entries
 
 
@@ -244,14 +258,15 @@ def _eval_results(results: Sequence[Result], dataset: Dataset) -> dict[str, list
     """File name -> entries, in the Hub's `.eval_results` format; one file per protocol."""
     files: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        filename = re.sub(r"[^a-z0-9.]+", "-", _short(result.protocol).lower()).strip("-.")[:60] or "zoo"
+        filename = re.sub(r"[^a-z0-9.]+", "-", short(result.protocol).lower()).strip("-.")[:60] or "zoo"
         values = [("clean", result.clean), (f"robust {result.threat}", result.robust)]
+        values.append(("corruptions mean", result.extra.get("corruptions", {}).get("mean")))
         for task, value in values:
             if value is not None:
                 about = {"id": _hub_id(dataset) or result.dataset, "task_id": re.sub(r"\W+", "_", task)}
                 notes = f"{task}; n={result.n}; {result.protocol}"
                 files.setdefault(f"{filename}.yaml", []).append(
-                    {"dataset": about, "value": _percent(value), "notes": notes}
+                    {"dataset": about, "value": percent(value), "notes": notes}
                 )
     return files
 
@@ -260,88 +275,6 @@ def _dump_yaml(data: Any) -> str:
     import yaml
 
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000))
-
-
-def _prose(
-    name: Name,
-    spec: ModelSpec,
-    recipe: Recipe,
-    rows: Sequence[Mapping[str, Any]],
-    explain: Mapping[str, str],
-) -> str:
-    source = f" Paper: {spec.paper}." if spec.paper else ""
-    summary = f"{spec.summary}; {recipe.summary}" if recipe.summary else spec.summary
-    parts = [f"# {name}\n\n{summary}.{source}", f"## Recipe\n\n{_recipe_table(recipe)}"]
-    parts.append("## Results\n\n" + (results_table(rows) if rows else "Not measured yet."))
-    parts += [_attack_table(row) for row in rows]
-    if explain:
-        lines = "\n".join(f"* `{flag}`: {reason}" for flag, reason in sorted(explain.items()))
-        parts.append(f"## Flags\n\nThe evaluation raised these, for these reasons:\n\n{lines}")
-    load = f"import zoo\n\nmodel = zoo.load({str(name)!r})  # pixels in [0,1], NCHW, float32"
-    timm = f"`zoo.register_timm()`, then `timm.create_model({name.timm!r}, pretrained=True)`"
-    parts.append(f"## Use\n\n```python\n{load}\n```\n\nWith timm: {timm}.")
-    parts.append(f"## Measure again\n\n```\nzoo evaluate {name}\n```")
-    parts.append(f"## Limits\n\n{_limits(spec, recipe)}")
-    return "\n\n".join(parts) + "\n"
-
-
-def _limits(spec: ModelSpec, recipe: Recipe) -> str:
-    lines = [
-        f"Robust accuracy is an upper bound, for the protocol, {recipe.threat} and {recipe.dataset} only."
-    ]
-    if spec.stochastic:
-        lines.append("The model is stochastic: numbers move a little with the seed.")
-    if not spec.differentiable:
-        lines.append("It is not differentiable: attacks need its surrogate.")
-    return " ".join(lines)
-
-
-def _recipe_table(recipe: Recipe) -> str:
-    rows = [("data set", recipe.dataset), ("threat", str(recipe.threat)), ("seed", str(recipe.seed))]
-    rows += [(f"argument `{key}`", str(value)) for key, value in recipe.model_kwargs.items()]
-    if recipe.init_from:
-        rows.append(("starts from", recipe.init_from))
-    for index, part in enumerate(recipe.stages):
-        text = f"{part.epochs} epochs of `{part.objective}`, batch {part.batch_size}, `{part.optimizer}`"
-        rows.append(
-            (f"stage {index}", f"{text}, `{part.schedule}`" + (f", `{part.augment}`" if part.augment else ""))
-        )
-    return _markdown(("what", "value"), rows)
-
-
-def _attack_table(row: Mapping[str, Any]) -> str:
-    lines = sorted(row["per_attack"].items(), key=lambda item: float(item[1]))
-    table = _markdown(("attack", row["metric"]), [(f"`{call}`", _shown(value)) for call, value in lines])
-    return f"Per attack, {row['dataset']}, {row['threat']}:\n\n{table}\n\nProtocol: `{row['protocol']}`"
-
-
-def results_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A Markdown table of results, as `Result.to_dict()` gives them."""
-    return _markdown(COLUMNS, [_result_row(row) for row in rows])
-
-
-def _result_row(row: Mapping[str, Any]) -> tuple[str, ...]:
-    attacks = row["per_attack"]
-    strongest = min(attacks, key=lambda call: float(attacks[call])) if attacks else ""
-    numbers = (str(row["n"]), _shown(row["clean"]), _shown(row["robust"]))
-    return (row["name"], row["dataset"], row["threat"], *numbers, _short(row["protocol"]), strongest)
-
-
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _short(protocol: str) -> str:
-    return (protocol.split() or [""])[0]
-
-
-def _percent(share: float) -> float:
-    return round(100 * share, 2)
-
-
-def _shown(share: float | None) -> str:
-    return "not measured" if share is None else f"{_percent(share):g} %"
 
 
 def update_readme(path: Path) -> bool:

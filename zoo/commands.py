@@ -49,11 +49,15 @@ def cards() -> None:
 @click.option("--data-root", type=click.Path(), help="Where data sets lie (or ZOO_DATA).")
 @click.option("--attack", "attacks", multiple=True, help="A further attack to measure.")
 @click.option("--force", is_flag=True, help="Also of a run with overrides, a smoke test or another name.")
-def cards_add(name: str, weights: str, **options: Any) -> None:
-    """Round weights to float16, measure them, and write the card folder and the pin of NAME."""
+@click.option("--device", help="cpu, cuda, ...; default: the first GPU, or the CPU.")
+@click.option("--diagnose/--no-diagnose", "diagnosis", default=True, help="Run 'zoo diagnose' for the card.")
+@click.option("--explain", multiple=True, help="Why a flag is right, as 'FLAG=REASON'; the card says it.")
+def cards_add(name: str, weights: str, explain: Sequence[str], **options: Any) -> None:
+    """Round weights to float16, diagnose and measure them, and write the card folder and the pin of NAME."""
     from zoo.release import add_card
 
-    folder = add_card(name, weights, **options)
+    reasons = dict(text.partition("=")[::2] for text in explain)
+    folder = add_card(name, weights, explain=reasons, **options)
     click.echo(f"wrote {folder}")
 
 

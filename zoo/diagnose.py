@@ -119,7 +119,8 @@ def examine(
     dependent = bool(subject.spec and subject.spec.batch_dependent)
     probe = Probe(subject.model, x, y, threat, seed, declared, dependent)
     work = _Work(subject, probe)
-    with frozen(subject.model), progress.show(f"diagnose {subject.name}", show_progress):
+    label = f"diagnose {subject.name}"
+    with frozen(subject.model), progress.show(label, show_progress), seeded(seed, x.device):
         checks = tuple(work.checks(only))
     return Diagnosis(subject.name, len(x), str(threat), checks)
 

@@ -120,6 +120,21 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long, device=x.device)
 
 
+@torch.no_grad()
+def convinced(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Which images an attack may leave as they are: those that fool the model, bool `[N]`.
+
+    Of the mean over the draws of a stochastic model, those that all draws get wrong but one, twice as many as
+    its gradients take. One that is wrong on average may owe that to luck, of which an attack that asks after
+    every step has plenty, and a vote would bring it back.
+    """
+    if not isinstance(model, ExpectationOverTransformation):
+        wrong: Tensor = model(x).argmax(1) != y
+        return wrong
+    right = torch.stack([model.model(x).argmax(1) == y for _ in range(2 * model.draws)])
+    return right.sum(0) <= 1
+
+
 def enforce(threat: Threat, x: Tensor, x_adv: Tensor) -> tuple[Tensor, set[str]]:
     """Make an attack's output obey: NaN becomes the clean image, what left the ball is projected back.
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from zoo import ball, progress
 from zoo.errors import ZooError, unknown
-from zoo.precision import Precision, attack_copy, autocast, choose
+from zoo.judging import convinced
+from zoo.nn import ExpectationOverTransformation
+from zoo.precision import Precision, attack_copy, autocast, choose, training_copy
 from zoo.threat import Threat
 
 # A loss of the attacker: (model, x, y) -> per-image losses [N], and the logits [N,K] if it has them.
@@ -129,7 +131,8 @@ def perturb(
     """The inner maximisation of adversarial training: every step for every image, no judging.
 
     Args:
-        model: the unwrapped module; parameters get no gradient. Its mode is restored.
+        model: the unwrapped module; parameters get no gradient. Its mode is restored. In eval mode `loss`
+            gets a copy of it with BatchNorm folded into convolutions.
         x, y, threat, steps, step_size, loss: as in `pgd`.
         start: where to start, `[N,C,H,W]`; default `x`. The caller draws the noise, so that training can
             key it by image or by step.
@@ -142,10 +145,11 @@ def perturb(
     function = attack_loss(loss)
     adv = x if start is None else start
     with frozen(model, train_mode):
+        fast = model if train_mode else training_copy(model, precision, x[:2])
         for _ in range(steps):
             adv = adv.detach().requires_grad_(True)
             with autocast(precision, x.device), torch.enable_grad():
-                values, _ = _split(function(model, adv, y))
+                values, _ = _split(function(fast, adv, y))
             (gradient,) = torch.autograd.grad(values.float().sum(), adv)
             adv = ball.project(threat, x, ball.step(threat, gradient, x, adv.detach(), step_size))
     return adv.detach()
@@ -326,7 +330,7 @@ class _Run:
         return logits.argmax(1) != y
 
     def _found(self, pool: _Pool) -> None:
-        if self.fast is self.model:
+        if self.fast is self.model and not isinstance(self.model, ExpectationOverTransformation):
             self._keep(pool)
         else:
             self.doubtful = self.doubtful.join(pool)
@@ -357,7 +361,7 @@ class _Run:
         pool, self.doubtful = self.doubtful, self._start(self.waiting[:0], 0)
         if not len(pool):
             return pool
-        broken = self.model(pool.adv).argmax(1) != pool.y
+        broken = convinced(self.model, pool.adv, pool.y)
         if bool(broken.any()):
             self._keep(pool.take(broken))
         return self._resume(pool.take(~broken))

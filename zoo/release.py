@@ -8,12 +8,14 @@ from pathlib import Path
 
 from zoo import cards, hub
 from zoo.catalogue import WEIGHTS_FILE, cards_dir, full_name, local_folder
+from zoo.diagnose import diagnose, has_ball
 from zoo.errors import NoWeights, ZooError
 from zoo.evaluation import evaluate
 from zoo.files import sha256_of
 from zoo.grammar import Name
-from zoo.loading import load
+from zoo.loading import find_device, load
 from zoo.registry import registry
+from zoo.repository import check_staged
 from zoo.spec import Weights
 from zoo.transport import check_names
 from zoo.weights import round_to_half
@@ -29,6 +31,8 @@ def add_card(
     explain: Mapping[str, str] | None = None,
     pin: bool | None = None,
     force: bool = False,
+    device: str | None = None,
+    diagnosis: bool = True,
 ) -> Path:
     """Round trained weights to float16, measure the rounded model, and write its card folder and its pin.
 
@@ -42,6 +46,9 @@ def add_card(
         pin: write the sha256 into the plugin's weights.json, which makes these the published weights; None
             does so for the bundled `model_cards/` only.
         force: also take a run of another name, with overrides or of a smoke test; the card then says so.
+        device: where to measure; None for the first GPU, or the CPU.
+        diagnosis: run `zoo.diagnose` before anything else, for the card; its flags need reasons too. Threat
+            models without a ball have none.
 
     Returns:
         The card folder, which is the Hub repository.
@@ -52,11 +59,23 @@ def add_card(
     full = full_name(name)
     explain = {**(explain or {}), **_unofficial(full, Path(weights), force)}
     pin = to is None if pin is None else pin
-    model = load(str(full), weights=weights)
+    model = load(str(full), weights=weights, device=find_device(device))
     model.load_state_dict(round_to_half(model))
+    threat = registry().recipe(full).threat
+    found = None
+    if diagnosis and has_ball(threat):
+        found = diagnose(model, data_root=data_root, show_progress=True)
+        cards.check_explained(full, found.flags, explain)  # before the long part
     root = Path(to) if to is not None else cards_dir()
     scratch = Path(weights) if Path(weights).is_dir() else Path(weights).parent
-    result = evaluate(model, attacks=attacks, data_root=data_root, out=scratch, show_progress=True)
+    result = evaluate(
+        model,
+        attacks=attacks,
+        data_root=data_root,
+        diagnosis=found or False,
+        out=scratch,
+        show_progress=True,
+    )
     folder = cards.stage(
         full, model, [result], root, examples=scratch / "examples.safetensors", explain=explain
     )
@@ -102,13 +121,17 @@ def publish(name: str, *, repo: str | None = None, push: bool = False, private: 
         raise ZooError(f"no repository for {full}; name one with --repo org/{full.timm}")
     check_names(repo, "0" * 40, WEIGHTS_FILE)
     hub.fetch(full)  # the sha256 of what would be pushed
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    size = sum(p.stat().st_size for p in files)
+    names = check_staged(folder)
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    what = f"{len(names)} files ({sum(sizes.values()):,} bytes) to {repo} in one commit"
     if not push:
-        listing = "\n".join(f"  {p.relative_to(folder)} ({p.stat().st_size:,} bytes)" for p in files)
-        return f"would push {len(files)} files ({size:,} bytes) to {repo} in one commit:\n{listing}\nadd --push to do it"
+        listing = "\n".join(f"  {name} ({size:,} bytes)" for name, size in sizes.items())
+        return f"would push {what}:\n{listing}\nadd --push to do it"
     revision = hub.push(folder, repo, private=private, message=f"{full} from the zoo")
     digest = sha256_of(folder / WEIGHTS_FILE)
-    path = hub.write_pin(full, Weights(sha256=digest, repo=repo, revision=revision))
+    try:
+        path = hub.write_pin(full, Weights(sha256=digest, repo=repo, revision=revision))
+    except ZooError as error:
+        raise ZooError(f"pushed to {repo} at {revision}, but not pinned: {error}") from error
     registry.cache_clear()
-    return f"pushed {len(files)} files to {repo} at {revision}; pinned in {path}"
+    return f"pushed {len(names)} files to {repo} at {revision}; pinned in {path}"

@@ -111,6 +111,8 @@ class Result:
         known = {f.name for f in fields(Result)}
         if extra := sorted(set(data) - known):
             raise ZooError(f"a result has no field {extra[0]!r}")
+        if not all(isinstance(data.get(name, {}), Mapping) for name in ("extra", "per_attack", "versions")):
+            raise ZooError("not a result: extra, per_attack and versions must be mappings")
         values = dict(data)
         values["flags"] = tuple(values.get("flags", ()))
         values["fingerprint"] = tuple(values.get("fingerprint", ()))

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from zoo import ball, progress
 from zoo.errors import ZooError
+from zoo.judging import convinced, seeded
+from zoo.nn import ExpectationOverTransformation
 from zoo.precision import Precision, attack_copy, autocast, choose
 from zoo.threat import Threat
 
@@ -62,6 +64,7 @@ class Oracle:
         self.model = model
         self.precision: Precision = precision or choose(model, x.device)
         self.fast = attack_copy(model, self.precision, x[:2])
+        self.random = isinstance(model, ExpectationOverTransformation)
 
     @torch.no_grad()
     def exact(self, x: Tensor) -> Tensor:
@@ -72,11 +75,24 @@ class Oracle:
         """The verdict that counts, bool `[N]`."""
         return self.exact(x).argmax(1) != y
 
+    def convinced(self, x: Tensor, y: Tensor) -> Tensor:
+        """Which images may leave the pool, bool `[N]`; see `zoo.judging.convinced`."""
+        parts = zip(x.split(_JUDGED), y.split(_JUDGED), strict=True)
+        return torch.cat([convinced(self.model, images, labels) for images, labels in parts])
+
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
         """Logits of the fast copy."""
         with autocast(self.precision, x.device):
             return _wide(self.fast(x))
+
+    def pair(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """`logits` of two batches of one shape, by the same draws of a stochastic model."""
+        seed = int(torch.randint(2**62, ()))
+        with seeded(seed, x.device):
+            first = self.logits(x)
+        with seeded(seed, x.device):
+            return first, self.logits(other)
 
     def ascend(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the fast copy `[N,K]`, the losses of the logits `[N]` and their input gradient, detached."""
@@ -164,7 +180,7 @@ def _confirmed(oracle: Oracle, rows: Rows, candidates: Tensor) -> Tensor:
     found = torch.zeros_like(candidates)
     where = candidates.nonzero().squeeze(1)
     if len(where):
-        found[where] = oracle.fooled(rows.adv[where], rows.y[where])
+        found[where] = oracle.convinced(rows.adv[where], rows.y[where])
     return found
 
 

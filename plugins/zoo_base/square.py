@@ -6,7 +6,8 @@ p_init 0.8 in both norms, the schedule not rescaled to the number of queries.
 
 Deviations: every image draws from its own counter-based stream, keyed by its content and the seed; a proposal
 that changes nothing costs a query but no forward; queries are answered by the fast copy, in bfloat16 where
-`zoo.precision` says so, and what it finds counts only when the float32 model confirms it.
+`zoo.precision` says so, and what it finds counts only when the float32 model confirms it. Of the mean over the
+draws of a stochastic model, proposal and best image are compared by the same draws, two answers for each query.
 """
 
 from __future__ import annotations
@@ -101,8 +102,12 @@ class _Square:
         raise NotImplementedError
 
     def look(self, rows: _State) -> Tensor:
-        margins = margin(self.oracle.logits(rows.adv), rows.y)
-        better = margins > rows.best_margin
+        if self.oracle.random:  # the best of many noisy margins is a lucky one, so it is asked for again
+            new, old = (margin(logits, rows.y) for logits in self.oracle.pair(rows.adv, rows.best))
+            margins, better = new, (new > old) | rows.best_margin.isneginf()
+        else:
+            margins = margin(self.oracle.logits(rows.adv), rows.y)
+            better = margins > rows.best_margin
         rows.best_margin = torch.where(better, margins, rows.best_margin)
         rows.best = torch.where(better[:, None, None, None], rows.adv, rows.best)
         return better & (margins >= 0)

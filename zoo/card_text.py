@@ -1,0 +1,151 @@
+"""What a card says to people: its README, and the table of all of them. Never computes a number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from zoo.grammar import Name
+from zoo.result import corruption_rows
+from zoo.spec import ModelSpec, Recipe
+
+COLUMNS = ("model", "dataset", "threat", "n", "clean", "robust", "protocol", "strongest attack")
+
+
+def prose(
+    name: Name,
+    spec: ModelSpec,
+    recipe: Recipe,
+    rows: Sequence[Mapping[str, Any]],
+    explain: Mapping[str, str],
+) -> str:
+    """The README of a card, below its head.
+
+    Args:
+        rows: results, as `Result.to_dict()` gives them.
+        explain: a sentence for each flag.
+    """
+    source = f" Paper: {spec.paper}." if spec.paper else ""
+    summary = f"{spec.summary}; {recipe.summary}" if recipe.summary else spec.summary
+    parts = [f"# {name}\n\n{summary}.{source}", f"## Recipe\n\n{_recipe_table(recipe)}"]
+    parts.append("## Results\n\n" + (results_table(rows) if rows else "Not measured yet."))
+    parts += [_attack_table(row) for row in rows]
+    parts += [_diagnosis(row["extra"]["diagnosis"]) for row in rows if row["extra"].get("diagnosis")]
+    if explain:
+        lines = "\n".join(f"* `{flag}`: {reason}" for flag, reason in sorted(explain.items()))
+        parts.append(f"## Flags\n\nThe evaluation raised these, for these reasons:\n\n{lines}")
+    load = f"import zoo\n\nmodel = zoo.load({str(name)!r})  # pixels in [0,1], NCHW, float32"
+    timm = f"`zoo.register_timm()`, then `timm.create_model({name.timm!r}, pretrained=True)`"
+    parts.append(f"## Use\n\n```python\n{load}\n```\n\nWith timm: {timm}.")
+    parts.append(f"## Measure again\n\n```\nzoo evaluate {name}\n```")
+    parts.append(f"## Limits\n\n{_limits(spec, recipe)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _limits(spec: ModelSpec, recipe: Recipe) -> str:
+    lines = [
+        f"Robust accuracy is an upper bound, for the protocol, {recipe.threat} and {recipe.dataset} only."
+    ]
+    if spec.stochastic:
+        lines.append("The model is stochastic: numbers move a little with the seed.")
+    if not spec.differentiable:
+        lines.append("It is not differentiable: attacks need its surrogate.")
+    return " ".join(lines)
+
+
+def _recipe_table(recipe: Recipe) -> str:
+    rows = [("data set", recipe.dataset), ("threat", str(recipe.threat)), ("seed", str(recipe.seed))]
+    rows += [(f"argument `{key}`", str(value)) for key, value in recipe.model_kwargs.items()]
+    if recipe.init_from:
+        rows.append(("starts from", recipe.init_from))
+    for index, part in enumerate(recipe.stages):
+        text = f"{part.epochs} epochs of `{part.objective}`, batch {part.batch_size}, `{part.optimizer}`"
+        rows.append(
+            (f"stage {index}", f"{text}, `{part.schedule}`" + (f", `{part.augment}`" if part.augment else ""))
+        )
+    return _markdown(("what", "value"), rows)
+
+
+def _attack_table(row: Mapping[str, Any]) -> str:
+    corruptions = row["extra"].get("corruptions", {})
+    calls = {
+        call: value for call, value in row["per_attack"].items() if call not in corruptions.get("calls", {})
+    }
+    parts = []
+    if calls:
+        lines = sorted(calls.items(), key=lambda item: float(item[1]))
+        parts.append(
+            _markdown(("attack", row["metric"]), [(f"`{call}`", _shown(value)) for call, value in lines])
+        )
+    if corruptions:
+        parts.append(_corruption_table(row, corruptions))
+    table = "\n\n".join(parts)
+    return f"Per attack, {row['dataset']}, {row['threat']}:\n\n{table}\n\nProtocol: `{row['protocol']}`"
+
+
+def _corruption_table(row: Mapping[str, Any], corruptions: Mapping[str, Any]) -> str:
+    """A line per corruption; nobody chose them to fool the model, so their mean is what is reported."""
+    rows = corruption_rows(row)
+    severities = sorted({severity for _, values, _ in rows for severity, _ in values})
+    header = ("corruption", *(f"severity {severity}" for severity in severities), "mean")
+    lines = []
+    for label, values, mean in rows:
+        known = dict(values)
+        cells = [_shown(known[s]) if s in known else "" for s in severities]
+        lines.append((label.replace("_", " "), *cells, _shown(mean)))
+    note = (
+        f"Mean over all {len(corruptions['calls'])}: {_shown(corruptions['mean'])}. Right on the clean image and under "
+        f"every one: {_shown(corruptions['everywhere'])}. No adversary chose these images."
+    )
+    return f"{_markdown(header, lines)}\n\n{note}"
+
+
+def _diagnosis(found: Mapping[str, Any]) -> str:
+    """What `zoo diagnose` saw; the paragraph of each check that was flagged."""
+    from zoo.checks import MEANING
+
+    lines = [
+        (check["name"], "FLAG" if check["flagged"] else "ok", f"{check['value']:.4g}", check["detail"])
+        for check in found["checks"]
+    ]
+    table = _markdown(("check", "verdict", "value", "seen"), lines)
+    meanings = [
+        f"* `{check['name']}`: {MEANING[check['name']]}" for check in found["checks"] if check["flagged"]
+    ]
+    head = f"## Diagnosis\n\n{found['n']} images, {found['threat']}; `zoo diagnose` runs it again."
+    return "\n\n".join([head, table, *(["\n".join(meanings)] if meanings else [])])
+
+
+def results_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A Markdown table of results, as `Result.to_dict()` gives them."""
+    return _markdown(COLUMNS, [_result_row(row) for row in rows])
+
+
+def _result_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    attacks = row["per_attack"]
+    strongest = min(attacks, key=lambda call: float(attacks[call])) if attacks else ""
+    corruptions = row["extra"].get("corruptions")
+    robust = _shown(row["robust"])
+    if row["robust"] is None and corruptions:
+        robust = f"no adversary; corruptions {_shown(corruptions['mean'])}"
+    numbers = (str(row["n"]), _shown(row["clean"]), robust)
+    return (row["name"], row["dataset"], row["threat"], *numbers, short(row["protocol"]), strongest)
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def short(protocol: str) -> str:
+    """The name and version of a protocol."""
+    return (protocol.split() or [""])[0]
+
+
+def percent(share: float) -> float:
+    """Per cent, with two digits behind the point."""
+    return round(100 * share, 2)
+
+
+def _shown(share: float | None) -> str:
+    return "not measured" if share is None else f"{percent(share):g} %"
