@@ -126,6 +126,7 @@ class _Progress:
     number: int = 0  # of updates, over all stages
     seconds: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch, for its means
+    counts: dict[str, int] = field(default_factory=dict)  # updates behind each sum: not all report the same
     log: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
 
@@ -227,7 +228,8 @@ class _Run:
             x = augmentation(x, step.generator, step.share)
             found = updater.update(x, y, step, at.epoch + at.batch / count)
             for key, value in found.items():
-                at.sums[key] = at.sums.get(key, 0.0) + value / count
+                at.sums[key] = at.sums.get(key, 0.0) + value
+                at.counts[key] = at.counts.get(key, 0) + 1
             at.batch, at.number = at.batch + 1, at.number + 1
             note = ", ".join(f"{key.replace('_', ' ')} {found[key]:.3f}" for key in SHOWN if key in found)
             progress.report(at.epoch * count + at.batch, stage.epochs * count, note)
@@ -261,10 +263,11 @@ class _Run:
             last = at.stage == len(self.recipe.stages) - 1
             found, best = self.selection.measure(self.kept, at.epoch, at.best, self.group.device)
             at.best = best if last else None  # an earlier stage trains towards something else
-            means = {"stage": at.stage, "epoch": at.epoch, **at.sums, **found}
-            at.log.append({**means, "seconds": round(self.seconds, 1)})
+            means = {key: total / at.counts[key] for key, total in at.sums.items()}
+            row = {"stage": at.stage, "epoch": at.epoch, **means, **found}
+            at.log.append({**row, "seconds": round(self.seconds, 1)})
             write_text(self.folder / LOG_FILE, "".join(json.dumps(row) + "\n" for row in at.log))
-        at.sums, at.epoch, at.batch = {}, at.epoch + 1, 0
+        at.sums, at.counts, at.epoch, at.batch = {}, {}, at.epoch + 1, 0
         if time.monotonic() - self.saved > min(self.every, 5.0):
             self._checkpoint(updater)
 
