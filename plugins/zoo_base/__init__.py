@@ -37,7 +37,7 @@ RECIPES = [
         dataset="digits",
         threat=DIGITS,
         model_kwargs=SMALL,
-        stages=(Stage(epochs=40, objective="zoo_base.recipe:trades", schedule="onecycle(peak=0.25)"),),
+        stages=(Stage(epochs=25, objective="zoo_base.recipe:trades", schedule="onecycle(peak=0.25)"),),
     ),
     Recipe(
         model="resnet10-cifar",
@@ -46,7 +46,7 @@ RECIPES = [
         dataset="digits",
         threat=DIGITS,
         model_kwargs=SMALL,
-        stages=(Stage(epochs=40, objective="zoo_base.recipe:mart", schedule="onecycle(peak=0.25)"),),
+        stages=(Stage(epochs=25, objective="zoo_base.recipe:mart", schedule="onecycle(peak=0.25)"),),
     ),
     Recipe(
         model="resnet32-cifar",
