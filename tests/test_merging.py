@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from zoo import evaluation
@@ -92,6 +94,93 @@ def test_merge_refuses_what_does_not_belong_together(tmp_path: Path) -> None:
         with pytest.raises(ZooError, match=message):
             merge([tmp_path / name for name in names], tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+class Scaled(nn.Module):
+    """Equal weights, another function: what a constructor's argument does."""
+
+    def __init__(self, kappa: float) -> None:
+        super().__init__()
+        self.body, self.kappa = net(), kappa
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(self.kappa * x)
+
+
+def test_equal_weights_with_other_arguments_are_another_function(tmp_path: Path) -> None:
+    data = pair(net())
+    for name, kappa, suite in (("a", 1.0, "fgsm"), ("b", 0.99, "pgd(steps=2)"), ("c", 1.0, "pgd(steps=2)")):
+        evaluate(Scaled(kappa), data, threat=THREAT, suite=suite, out=tmp_path / name)
+    a, b, c = (Result.load(tmp_path / name / "result.json") for name in "abc")
+    assert a.sha256 == b.sha256
+    assert a.fingerprint == c.fingerprint != b.fingerprint
+    with pytest.raises(ZooError, match=r"another function than .* other arguments") as info:
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert "\n" not in str(info.value)
+    assert not (tmp_path / "out").exists()
+    assert merge([tmp_path / "a", tmp_path / "c"]).robust is not None
+    # Another kind of hardware may differ in the third digit, an earlier version wrote no fingerprint.
+    near = replace(a, device="cuda:0", fingerprint=tuple(1.002 * value for value in a.fingerprint))
+    assert a.same_function(near)
+    assert not a.same_function(replace(near, device="cpu"))
+    assert a.same_function(replace(b, fingerprint=()))
+
+
+def test_an_infinite_logit_has_a_fingerprint() -> None:
+    from zoo.task import fingerprint
+
+    logits = torch.tensor([[1.0, -torch.inf, 2.0], [0.0, torch.nan, 1.0]])
+    assert all(abs(value) < 1e6 for value in fingerprint(logits))
+    assert fingerprint(logits) != fingerprint(logits.flip(1))
+
+
+@pytest.mark.parametrize("torn", ["result", "examples", "other run", "flipped", "no examples"])
+def test_a_torn_pair_is_noticed(torn: str, tmp_path: Path) -> None:
+    model = net()
+    data = pair(model)
+    for i in (0, 1):
+        evaluate(model, data, threat=THREAT, suite=SUITE, out=tmp_path / str(i), shard=f"{i}/2")
+    evaluate(model, data, threat=THREAT, suite=SUITE, seed=1, out=tmp_path / "seed", shard="1/2")
+    assert merge([tmp_path / "0", tmp_path / "1"]).n == 50
+    one = tmp_path / "1"
+    if torn == "result":  # killed between the two files of a second evaluation
+        (one / "result.json").write_bytes((tmp_path / "0" / "result.json").read_bytes())
+    elif torn == "examples":
+        (one / "examples.safetensors").write_bytes((tmp_path / "0" / "examples.safetensors").read_bytes())
+    elif torn == "other run":
+        (one / "examples.safetensors").write_bytes((tmp_path / "seed" / "examples.safetensors").read_bytes())
+    elif torn == "flipped":
+        data_bytes = bytearray((one / "examples.safetensors").read_bytes())
+        data_bytes[-1] ^= 1
+        (one / "examples.safetensors").write_bytes(data_bytes)
+    else:
+        (one / "examples.safetensors").unlink()
+    with pytest.raises(ZooError, match=r"does not belong to the result.json|cannot read the verdicts"):
+        merge([tmp_path / "0", one], tmp_path / "out")
+
+
+def test_verdicts_say_what_they_are_of(tmp_path: Path) -> None:
+    result = evaluate(net(), pair(net()), threat=THREAT, suite=SUITE, out=tmp_path)
+    with safe_open(tmp_path / "examples.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["zoo"])
+    assert about["sha256"] == result.sha256
+    assert about["protocol"] == result.protocol
+    assert about["n"] == 50
+
+
+def test_a_pair_of_an_earlier_version_can_be_merged(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    model = net()
+    data = pair(model)
+    for suite in ("fgsm", "pgd(steps=5)"):
+        folder = tmp_path / suite
+        evaluate(model, data, threat=THREAT, suite=suite, out=folder)
+        stored = json.loads((folder / "result.json").read_text())
+        del stored["extra"]["examples_sha256"], stored["fingerprint"]
+        (folder / "result.json").write_text(json.dumps(stored))
+        save_file(load_file(folder / "examples.safetensors"), folder / "examples.safetensors")
+    assert merge([tmp_path / "fgsm", tmp_path / "pgd(steps=5)"]).robust is not None
 
 
 @pytest.mark.parametrize("shard", ["3/3", "x", "1", "-1/3", "0/0", "0/1000"])
@@ -204,10 +293,55 @@ def test_stochastic_models_are_judged_by_vote_and_all_draws_are_kept(tmp_path: P
     assert draws["worst"] < runs[0].robust
     assert runs[0].clean == runs[1].clean
     assert "draws=5 eot=8" in runs[0].protocol
-    from safetensors.torch import load_file
-
     arrays = load_file(tmp_path / "examples.safetensors")
     assert arrays["draws:pgd(steps=3)"].shape == (5, 40)
     votes = arrays["draws:pgd(steps=3)"].float().mean(0) > 0.5
     assert torch.equal(votes, arrays["attack:pgd(steps=3)"].bool())
     assert json.loads((tmp_path / "result.json").read_text())["extra"]["draws"]["clean"]["mean"] > 0.8
+
+
+def test_merged_draws_are_those_of_the_worse_run(tmp_path: Path) -> None:
+    levels = torch.linspace(0.1, 0.9, 40).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+    data = (levels, (levels[:, 0, 0, 0] > 0.5).long())
+    options = {"threat": "linf:0.05", "stochastic": True}
+    for seed in (0, 1):
+        evaluate(Noisy(), data, suite="pgd(steps=3)", seed=seed, out=tmp_path / str(seed), **options)
+    evaluate(Noisy(), data, suite="fgsm", out=tmp_path / "fgsm", **options)
+    merged = merge([tmp_path / name for name in ("0", "1", "fgsm")], tmp_path / "out")
+    arrays = load_file(tmp_path / "out" / "examples.safetensors")
+    parts = [load_file(tmp_path / name / "examples.safetensors") for name in ("0", "1")]
+    assert not torch.equal(parts[0]["draws:pgd(steps=3)"], parts[1]["draws:pgd(steps=3)"])
+    for call in ("clean", "pgd(steps=3)", "fgsm"):
+        verdict = "clean" if call == "clean" else f"attack:{call}"
+        votes = arrays[f"draws:{call}"].float().mean(0) > 0.5
+        assert torch.equal(votes, arrays[verdict].bool())
+    counts = [part["draws:pgd(steps=3)"].sum(0) for part in parts]
+    assert torch.equal(arrays["draws:pgd(steps=3)"].sum(0), torch.minimum(*counts))
+    assert set(merged.extra["draws"]) == {"clean", "pgd(steps=3)", "fgsm"}
+    assert merged.extra["draws"]["pgd(steps=3)"]["mean"] <= min(
+        Result.load(tmp_path / name / "result.json").extra["draws"]["pgd(steps=3)"]["mean"] for name in "01"
+    )
+
+
+def test_corruptions_merged_with_an_attack(tmp_path: Path) -> None:
+    model = net()
+    data = pair(model)
+    suites = {
+        "attack": "fgsm",
+        "fog": "corruption(name=fog, severity=3)",
+        "snow": "corruption(name=snow, severity=1)",
+    }
+    parts = {
+        name: evaluate(model, data, threat=THREAT, suite=suite, out=tmp_path / name)
+        for name, suite in suites.items()
+    }
+    merged = merge([tmp_path / "fog", tmp_path / "attack", tmp_path / "snow"])
+    assert parts["fog"].robust is None
+    assert merged.robust == parts["attack"].robust
+    assert "no_worst_case" not in merged.extra
+    assert len(merged.extra["corruptions"]["calls"]) == 2
+    means = [parts[name].extra["corruptions"]["mean"] for name in ("fog", "snow")]
+    assert merged.extra["corruptions"]["mean"] == pytest.approx(sum(means) / 2, abs=1e-5)
+    alone = merge([tmp_path / "fog", tmp_path / "snow"])
+    assert alone.robust is None
+    assert "no attack of the suite works under linf:0.03" in alone.table()

@@ -102,7 +102,7 @@ def _measure(name: str, weights: str | None, out: str | None, options: dict[str,
     launch = find_launch()
     if launch is None:
         if any(key.startswith("ACCELERATE_") for key in os.environ):
-            click.echo("1 process; of several, each would measure its share", err=True)
+            click.echo("1 process (torchrun --nproc_per_node 4 starts four)", err=True)
         return measure(_subject(name, weights, options["device"]), out=out, show_progress=True, **options)
     if out is None:
         raise ZooError("several processes need a folder to put their shares together: add --out DIR")
@@ -110,7 +110,7 @@ def _measure(name: str, weights: str | None, out: str | None, options: dict[str,
         raise ZooError("each process takes its own share of the images: leave out --shard")
     options["device"] = launch.device(options["device"])
     if launch.rank == 0:
-        click.echo(f"{launch.count} processes; each measures every {launch.count}th image", err=True)
+        click.echo(f"{launch.count} processes, each with its share of the images", err=True)
     return evaluate_together(
         launch, _subject(name, weights, options["device"]), out, show_progress=True, **options
     )
