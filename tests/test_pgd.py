@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+import zoo
 from zoo import ball
 from zoo.errors import ZooError
 from zoo.pgd import LOSSES, dlr, frozen, margin, perturb, pgd
@@ -251,3 +253,35 @@ def test_projection_is_the_nearest_point(norm: str) -> None:
     for _ in range(200):
         other = ball.project(threat, x, near + 0.02 * torch.randn(x.shape, generator=generator))
         assert bool(((other - far).flatten(1).norm(dim=1) >= reached - 1e-5).all())
+
+
+def test_the_inner_attack_folds_norms_and_follows_the_weights() -> None:
+    """Against the textbook loop on the model itself, before and after the weights move."""
+    torch.manual_seed(0)
+    net = zoo.load("resnet10-cifar", pretrained=False, width=8, in_chans=1)
+    x, y, threat = torch.rand(8, 1, 8, 8), torch.arange(8), Threat.parse("linf:0.1")
+    folded = []
+    for _ in range(2):
+        net.train()
+        for _ in range(3):  # statistics and weights that are worth folding
+            F.cross_entropy(net(x), y).backward()
+            with torch.no_grad():
+                for parameter in net.parameters():
+                    parameter -= 0.1 * parameter.grad
+                    parameter.grad = None
+
+        def seen(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            folded.append(sum(isinstance(m, nn.BatchNorm2d) for m in module.modules()))
+            return F.cross_entropy(module(images), labels, reduction="none")
+
+        found = perturb(net, x, y, threat, steps=3, step_size=0.02, loss=seen)
+        assert net.training
+        adv = x
+        net.eval()
+        for _ in range(3):
+            adv = adv.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(F.cross_entropy(net(adv), y), adv)
+            adv = torch.min(torch.max(adv + 0.02 * gradient.sign(), x - 0.1), x + 0.1).clamp(0, 1)
+        different = ((found - adv).abs() > 1e-5).float().mean()
+        assert float(different) < 0.01  # a sign may flip where a gradient is almost zero
+    assert set(folded) == {0}

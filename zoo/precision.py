@@ -10,11 +10,15 @@ import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from zoo.norms import SynchronisedBatchNorm
+
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SynchronisedBatchNorm)  # the same in eval mode
 Precision = Literal["float32", "bfloat16", "float64"]  # float64: training only, for exact comparisons
 
 
@@ -59,14 +63,32 @@ def attack_copy(model: nn.Module, precision: Precision, sample: Tensor) -> nn.Mo
         precision: of the copy.
         sample: one or two images `[N,C,H,W]`, to see the order of the layers.
     """
+    return _copy(model, precision, _foldable(model, sample))
+
+
+_known: WeakKeyDictionary[nn.Module, tuple[int, list[tuple[str, str]]]] = WeakKeyDictionary()
+
+
+def training_copy(model: nn.Module, precision: Precision, sample: Tensor) -> nn.Module:
+    """As `attack_copy`, for a model whose weights change and whose layers do not: it looks at them once.
+
+    In float64, and where there is nothing to gain, it is the model itself.
+    """
+    if precision == "float64":
+        return model
+    size = sum(1 for _ in model.modules())
+    if model not in _known or _known[model][0] != size:
+        _known[model] = (size, _foldable(model, sample))
+    pairs = _known[model][1]
+    return _copy(model, precision, pairs) if pairs or precision == "bfloat16" else model
+
+
+def _copy(model: nn.Module, precision: Precision, pairs: list[tuple[str, str]]) -> nn.Module:
     try:
         fast = copy.deepcopy(model)
     except Exception:  # a module may hold what cannot be copied (a lock, a file, a graph); it still works
         return model
-    try:
-        fast = _folded(fast, sample)
-    except Exception:  # pruned or parametrised layers, calls by keyword: then nothing is folded
-        fast = copy.deepcopy(model)
+    _fold(fast, pairs)
     fast = fast.to(memory_format=torch.channels_last)
     if precision == "bfloat16":
         for module in fast.modules():
@@ -76,19 +98,30 @@ def attack_copy(model: nn.Module, precision: Precision, sample: Tensor) -> nn.Mo
 
 
 @torch.no_grad()
-def _folded(model: nn.Module, sample: Tensor) -> nn.Module:
-    """Fold BatchNorms into convolutions, or give the model back if that would change its logits."""
-    if not isinstance(before := model(sample), Tensor):
-        return model
-    folded = copy.deepcopy(model)
-    for conv_name, norm_name in _pairs(folded, sample):
-        conv, norm = folded.get_submodule(conv_name), folded.get_submodule(norm_name)
-        assert isinstance(conv, nn.Conv2d)
-        assert isinstance(norm, nn.BatchNorm2d)
-        _replace(folded, conv_name, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
-        _replace(folded, norm_name, nn.Identity())
+def _foldable(model: nn.Module, sample: Tensor) -> list[tuple[str, str]]:
+    """The pairs of a convolution and a BatchNorm that can be folded without changing the logits, or none."""
+    try:
+        if not isinstance(before := model(sample), Tensor):
+            return []
+        folded = copy.deepcopy(model)
+        pairs = _pairs(folded, sample)
+        _fold(folded, pairs)
+        after = folded(sample)
+    except Exception:  # pruned or parametrised layers, calls by keyword: then nothing is folded
+        return []
     # A convolution whose output is used beside its norm too would be caught here.
-    return folded if torch.allclose(before, folded(sample), rtol=1e-4, atol=1e-4) else model
+    return pairs if torch.allclose(before, after, rtol=1e-4, atol=1e-4) else []
+
+
+@torch.no_grad()
+def _fold(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
+    """Fold each BatchNorm into its convolution, in place."""
+    for conv_name, norm_name in pairs:
+        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, NORMS)
+        _replace(model, conv_name, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
+        _replace(model, norm_name, nn.Identity())
 
 
 def _pairs(model: nn.Module, sample: Tensor) -> list[tuple[str, str]]:
@@ -109,7 +142,7 @@ def _pairs(model: nn.Module, sample: Tensor) -> list[tuple[str, str]]:
 
         return record
 
-    plain = {n: m for n, m in model.named_modules() if type(m) in (nn.Conv2d, nn.BatchNorm2d)}
+    plain = {n: m for n, m in model.named_modules() if type(m) in (nn.Conv2d, *NORMS)}
     tracked = {n: m for n, m in plain.items() if getattr(m, "track_running_stats", True)}
     handles = [module.register_forward_hook(hook(name)) for name, module in tracked.items()]
     model(sample)

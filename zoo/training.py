@@ -23,15 +23,16 @@ from zoo import progress
 from zoo.batches import Batches
 from zoo.catalogue import WEIGHTS_FILE, full_name
 from zoo.checkpoint import Checkpoints
-from zoo.data import Data, augment, check_fits, load_data
+from zoo.data import Data, augment, check_fits, declared_shape, load_data
 from zoo.errors import MissingExtra, ZooError
 from zoo.files import write_text
 from zoo.grammar import parse_name
 from zoo.learning import learning_plot
 from zoo.loading import create, load
+from zoo.norms import synchronise_norms
 from zoo.overrides import override
 from zoo.precision import Precision, choose
-from zoo.processes import Processes, start_processes, synchronise_norms
+from zoo.processes import Processes, start_processes
 from zoo.provenance import RECORD_FILE, finished, run_key, write_record
 from zoo.registry import registry
 from zoo.result import Result
@@ -144,11 +145,12 @@ class _Run:
         root: str | Path | None,
     ) -> None:
         self.recipe, self.folder, self.group, self.smoke = recipe, folder, group, smoke
-        data = load_data(recipe.dataset, "train", root=root)
-        self.data, held = hold_out(recipe, data, root)
-        self.selection = Selection(recipe, None if smoke else held, folder)
         torch.manual_seed(recipe.seed)
         model = create(parse_name(recipe.name), recipe.model_kwargs)
+        shape = declared_shape(model)
+        data = load_data(recipe.dataset, "train", root=root, input_size=shape)
+        self.data, held = hold_out(recipe, data, root, shape)
+        self.selection = Selection(recipe, None if smoke else held, folder)
         if recipe.init_from:
             model.load_state_dict(load(recipe.init_from).state_dict(), strict=True)
         _check_fits(recipe, data)
@@ -156,7 +158,7 @@ class _Run:
         self.key = run_key(recipe, data.sha256, smoke, self.precision, group.count)
         dtype = torch.float64 if self.precision == "float64" else torch.float32
         model = model.to(group.device, dtype).to(memory_format=torch.channels_last)
-        self.model = synchronise_norms(model, group)
+        self.model = model if group.count == 1 else synchronise_norms(model, group.device)
         self.average: AveragedModel | None = None
         if recipe.ema:
             follow = get_ema_multi_avg_fn(recipe.ema)

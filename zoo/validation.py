@@ -55,14 +55,16 @@ def _pixels(model: nn.Module, x: Tensor) -> Tensor:
     return x.to(next(model.parameters()).dtype) / 255
 
 
-def hold_out(recipe: Recipe, data: Data, root: str | Path | None) -> tuple[Data, Data | None]:
+def hold_out(
+    recipe: Recipe, data: Data, root: str | Path | None, shape: tuple[int, int, int] | None = None
+) -> tuple[Data, Data | None]:
     """What is trained on, and what the best epoch is chosen on (None: no epoch is).
 
     Raises:
         ZooError: nothing would be left to train on.
     """
     if recipe.select == "test":
-        return data, load_data(recipe.dataset, "test", root=root)
+        return data, load_data(recipe.dataset, "test", root=root, input_size=shape)
     count = recipe.holdout
     if count < 0:
         count = max(len(data) // 50, min(256, len(data) // 10))
