@@ -28,6 +28,7 @@ RECIPES = [
         dataset="digits",
         threat=DIGITS,
         model_kwargs=SMALL,
+        validate="zoo.validation:clean",
         stages=(Stage(epochs=40, objective="zoo_base.recipe:natural", schedule="onecycle(peak=0.25)"),),
     ),
     Recipe(
@@ -54,6 +55,7 @@ RECIPES = [
         summary="single-step adversarial training from a random start on CIFAR-10 as JPEG",
         dataset="cifar10-jpeg",
         threat=Threat.parse("linf:8/255"),
+        holdout=0,  # its weights were trained on all images
         stages=(
             Stage(
                 epochs=8,
@@ -70,6 +72,8 @@ RECIPES = [
         summary="plain training on CIFAR-10 as JPEG",
         dataset="cifar10-jpeg",
         threat=Threat.parse("linf:8/255"),
+        validate="zoo.validation:clean",
+        holdout=0,  # its weights were trained on all images
         stages=(
             Stage(
                 epochs=4,
