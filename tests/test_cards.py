@@ -191,6 +191,34 @@ def test_a_model_that_is_not_its_recipes_is_refused(tiny_registry, tmp_path):
     assert list((tmp_path / "cards").iterdir()) == []
 
 
+def test_corruptions_are_reported_by_their_mean_and_as_no_adversary(model, result, tmp_path):
+    shares = {("fog", 1): 0.9, ("fog", 5): 0.5, ("snow", 1): 0.8}
+    calls = {f"corruption(name={name}, severity={s})": [name, s] for name, s in shares}
+    corrupted = replace(
+        result,
+        robust=None,
+        interval=None,
+        per_attack=dict(zip(calls, shares.values(), strict=True)),
+        protocol="corruptions@1 [...] linf:8/255",
+        extra={"corruptions": {"mean": 0.7333, "everywhere": 0.45, "calls": calls}},
+    )
+    folder = cards.stage(NAME, model, [corrupted], tmp_path)
+    text = (folder / "README.md").read_text()
+    for part in (
+        "| 91.5 % | no adversary; corruptions 73.33 % | corruptions@1 |",
+        "| corruption | severity 1 | severity 5 | mean |",
+        "| fog | 90 % | 50 % | 70 % |",
+        "| snow | 80 % |  | 80 % |",
+        "Mean over all 3: 73.33 %. Right on the clean image and under every one: 45 %.",
+    ):
+        assert part in text
+    entries = model_index_to_eval_results(cards.read_front_matter(text)["model-index"])[1]
+    found = {entry.metric_name: entry.metric_value for entry in entries}
+    assert found == {"Clean accuracy": 91.5, "Corruption accuracy (mean of 3, corruptions@1)": 73.33}
+    rows = yaml.safe_load((folder / ".eval_results" / "corruptions-1.yaml").read_text())
+    assert [row["value"] for row in rows] == [91.5, 73.33]
+
+
 def test_a_failure_leaves_the_old_folder(model, result, tmp_path):
     folder = cards.stage(NAME, model, [result], tmp_path)
     before = (folder / "README.md").read_bytes()
