@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,11 @@ def test_a_dry_run_pushes_nothing_and_lists_what_it_would(folder: Path, hub: Any
     )
     assert "add --push" in text
     assert hub.requests == []
+    pins = Path(registry().plugins[0].folder) / "weights.json"
     done = release.publish(str(NAME), repo=REPO, push=True)
     assert f"pushed {len(names)} files to {REPO}" in done
     assert set(hub.repos[REPO].commits[-1][1]) - {".gitattributes"} == set(names)
-    assert registry().pin(NAME).repo == REPO  # type: ignore[union-attr]
+    assert json.loads(pins.read_text())[str(NAME)]["revision"] == hub.repos[REPO].commits[-1][0]
 
 
 def stray(folder: Path) -> None:
