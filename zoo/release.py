@@ -14,10 +14,12 @@ from zoo.evaluation import evaluate
 from zoo.files import sha256_of
 from zoo.grammar import Name
 from zoo.loading import find_device, load
+from zoo.provenance import RECORD_FILE
 from zoo.registry import registry
 from zoo.repository import check_staged
 from zoo.spec import Weights
 from zoo.transport import check_names
+from zoo.validation import BEST_FILE
 from zoo.weights import round_to_half
 
 
@@ -57,7 +59,7 @@ def add_card(
         ZooError: see `zoo.load`, `zoo.evaluate` and `zoo.cards.stage`.
     """
     full = full_name(name)
-    explain = {**(explain or {}), **_unofficial(full, Path(weights), force)}
+    explain = {**(explain or {}), **_of_run(full, Path(weights), force)}
     pin = to is None if pin is None else pin
     model = load(str(full), weights=weights, device=find_device(device))
     model.load_state_dict(round_to_half(model))
@@ -85,20 +87,31 @@ def add_card(
     return folder
 
 
-def _unofficial(name: Name, weights: Path, force: bool) -> dict[str, str]:
-    """Why a run is not what the recipe of `name` says, for the card; nothing for an official run."""
-    path = weights / "run.json"
+def _of_run(name: Name, weights: Path, force: bool) -> dict[str, str]:
+    """What the card must say of the run that the weights come from; nothing for the last epoch of an official one.
+
+    Raises:
+        ZooError: an unofficial run without `force`, or a run.json that is none.
+    """
+    path = (weights if weights.is_dir() else weights.parent) / RECORD_FILE
     try:
         run = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise ZooError(f"{path} is not JSON: {error}") from error
-    if not run or (run.get("name") == str(name) and run.get("official")):
+    if not run:
         return {}
+    best = run.get("best") if weights.name == BEST_FILE else None
+    notes = {}
+    if best:
+        number = f"epoch {best['epoch'] + 1}, the best by {best['metric']} accuracy"
+        notes["selected"] = f"the weights are those of {number} on {best['on']}"
+    if run.get("name") == str(name) and run.get("official"):
+        return notes
     changes = ", ".join(["a smoke test"] * bool(run.get("smoke")) + list(run.get("overrides", [])))
     reason = f"trained as {run.get('name')}" + (f" with {changes}" if changes else "")
     if not force:
         raise ZooError(f"{weights} is not an official run of {name}: {reason}; add --force to take it anyway")
-    return {"unofficial": f"these weights do not come from the recipe as it stands: {reason}"}
+    return {**notes, "unofficial": f"these weights do not come from the recipe as it stands: {reason}"}
 
 
 def publish(name: str, *, repo: str | None = None, push: bool = False, private: bool = False) -> str:
