@@ -115,6 +115,7 @@ def expand(suite: str, own: str, further: Sequence[str] = ()) -> Suite:
 
     Raises:
         UnknownName: the suite is neither.
+        ZooError: it is empty for a model without an attack of its own.
     """
     try:
         protocol = registry().protocol(suite)
@@ -122,6 +123,8 @@ def expand(suite: str, own: str, further: Sequence[str] = ()) -> Suite:
     except UnknownName:
         name, calls, cascade = "custom", _listed(suite), False
     chosen = [own if call == "own" else call for call in calls if call != "own" or own]
+    if not chosen and not further:
+        raise ZooError(f"suite {suite!r}: the model has no attack of its own; take another suite")
     name += "+" * bool(further)
     return Suite(name, tuple(bind(call) for call in (*chosen, *further)), cascade)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import ball
-from zoo.pgd import LOSSES
+from zoo.pgd import LOSSES, input_gradient
 from zoo.threat import Threat
 
 MEANING = {
@@ -124,10 +124,7 @@ def zero_gradients(probe: Probe) -> Check:
     for x, y in zip(start.split(_PART), probe.y.split(_PART), strict=True):
         x = x.clone().requires_grad_(True)
         with torch.enable_grad():
-            loss = LOSSES["ce"](probe.model(x), y).sum()
-            gradient = torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
-        gradient = torch.zeros_like(x) if gradient is None else gradient
-        flat = gradient.flatten(1)
+            flat = input_gradient(LOSSES["ce"](probe.model(x), y), x).flatten(1)
         bad.append(~torch.isfinite(flat).all(1) | (flat.abs().amax(1) == 0))
     share = float(torch.cat(bad).float().mean())
     return Check("zero-gradients", share > 0.05, round(share, 6))

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from zoo import ball, progress
 from zoo.attacks import bind
+from zoo.data import use_root
 from zoo.diagnose import has_ball, largest_eps
 from zoo.files import write_text
 from zoo.judging import DRAWS, Judge, enforce, predict, seeded, vote
-from zoo.pgd import cross_entropy, frozen
+from zoo.pgd import cross_entropy, frozen, input_gradient
 from zoo.precision import attack_copy
 from zoo.registry import registry
 from zoo.result import Result
@@ -129,7 +130,7 @@ def measure(
     subject = find_subject(model_or_name, device)
     chosen = find_threat(subject, threat)
     work = _Work(subject, find_examples(subject, data, n, data_root), chosen, seed)
-    with frozen(subject.model):
+    with frozen(subject.model), use_root(data_root):
         curve = loss = None
         adversary = any(bind(call).threat is None for call in result.per_attack)
         if adversary and has_ball(chosen):
@@ -233,7 +234,7 @@ def _ascent(model: nn.Module, x: Tensor, y: Tensor, adv: Tensor, threat: Threat)
         with torch.enable_grad():
             values = cross_entropy(model(adv), y)
             if step < LOSS_STEPS:
-                (gradient,) = torch.autograd.grad(values.sum(), adv)
+                gradient = input_gradient(values, adv)
                 adv = ball.project(threat, x, ball.step(threat, gradient, x, adv.detach(), size))
         losses.append(round(float(values.detach().mean()), 6))
         progress.report(step, LOSS_STEPS)

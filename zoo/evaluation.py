@@ -32,6 +32,7 @@ from zoo.summary import summary, versions
 from zoo.task import (
     Examples,
     Subject,
+    blamed,
     check_output,
     find_examples,
     find_subject,
@@ -97,6 +98,8 @@ def evaluate(
     started = time.monotonic()
     if batch_size < 1:
         raise ZooError(f"batch_size={batch_size} must be at least 1")
+    if not 0 <= seed < 2**32:
+        raise ZooError(f"seed={seed} must lie between 0 and {2**32 - 1}")
     attacks = [attacks] if isinstance(attacks, str) else list(attacks)
     for call in attacks:
         bind(call)  # a misspelt attack is refused before a model is loaded
@@ -112,8 +115,10 @@ def evaluate(
     judge = Judge(subject.model, batch_size, DRAWS if random else 1, seed)
     plan = _Plan(subject, examples, chosen, bound, judge, seed, digest, show_progress)
     with frozen(subject.model), use_root(data_root):
+        plan.rehearse()
         journal = Journal(Path(out) if out is not None else None, plan.key)
-        flags = plan.checks(journal)
+        with blamed(f"{subject.name} fails"):
+            flags = plan.checks(journal)
         examined = plan.diagnosis(journal) if diagnosis is True else diagnosis or None
         verdicts = plan.measure(journal)
     verdicts.flags |= flags
@@ -192,6 +197,22 @@ class _Plan:
         function = self.logits.numpy().tobytes().hex()
         return [self.digest, function, self.examples.sha256, str(self.examples.index.tolist()), self.protocol]
 
+    def rehearse(self) -> None:
+        """Call every attack without an image: what it refuses is said before hours of others.
+
+        Raises:
+            ZooError: an unknown name or parameter of a toolkit, a threat that the attack does not know.
+        """
+        x, y = self.examples.x[:0], self.examples.y[:0]
+        for item in self.suite.attacks:
+            try:
+                with seeded(self.seed, x.device):
+                    item.run(self.judge.target, x, y, item.threat or self.threat, self.seed)
+            except ZooError:
+                raise
+            except Exception:  # it does not take an empty batch, which is no fault
+                continue
+
     def checks(self, journal: Journal) -> set[str]:
         """What the cheap checks flag, on the first images of all, whatever the shard."""
         kept = journal.read("checks")
@@ -267,7 +288,8 @@ class _Plan:
         return torch.cat(found, 1)
 
     def _clean_part(self, rows: slice) -> tuple[Tensor, set[str]]:
-        return self.judge.right(self.examples.x[rows], self.examples.y[rows]), set()
+        with blamed(f"{self.subject.name} fails on clean images"):
+            return self.judge.right(self.examples.x[rows], self.examples.y[rows]), set()
 
     def _attacked_part(self, item: BoundAttack, rows: slice, standing: Tensor) -> tuple[Tensor, set[str]]:
         """Attack the images of a part that stand; those that do not are wrong in every draw."""
@@ -278,7 +300,8 @@ class _Plan:
             return draws, set()
         where = index.to(x.device)
         threat = item.threat or self.threat
-        with seeded(self.seed, x.device):  # a stochastic model draws the same, resumed or not
+        # A stochastic model draws the same, resumed or not.
+        with seeded(self.seed, x.device), blamed(f"attack {item} fails on {self.subject.name}"):
             x_adv = item.run(self.judge.target, x[where], y[where], threat, self.seed)
         x_adv, flags = enforce(threat, x[where], x_adv)
         draws[:, index] = self.judge.right(x_adv, y[where])

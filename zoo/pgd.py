@@ -150,7 +150,7 @@ def perturb(
             adv = adv.detach().requires_grad_(True)
             with autocast(precision, x.device), torch.enable_grad():
                 values, _ = _split(function(fast, adv, y))
-            (gradient,) = torch.autograd.grad(values.float().sum(), adv)
+            gradient = input_gradient(values, adv)
             adv = ball.project(threat, x, ball.step(threat, gradient, x, adv.detach(), step_size))
     return adv.detach()
 
@@ -198,6 +198,14 @@ def frozen(model: nn.Module, train_mode: bool = False) -> Iterator[None]:
             module.training = mode
         for parameter, flag in gradients:
             parameter.requires_grad_(flag)
+
+
+def input_gradient(values: Tensor, x: Tensor) -> Tensor:
+    """The gradient of summed losses in the input; zeros where the model has none, which its checks flag."""
+    if not values.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(values.float().sum(), x, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient
 
 
 def _split(value: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -296,7 +304,7 @@ class _Run:
         adv = pool.adv.detach().requires_grad_(True)
         with autocast(self.precision, adv.device), torch.enable_grad():
             values, logits = _split(self.options.loss(self.fast, adv, pool.y))
-            (gradient,) = torch.autograd.grad(values.float().sum(), adv)
+            gradient = input_gradient(values, adv)
         last = pool.step >= self.options.steps
         fooled = torch.zeros_like(last)
         if self.options.early_stop:
@@ -377,5 +385,5 @@ class _Run:
         adv = pool.adv.detach().requires_grad_(True)
         with autocast(self.precision, adv.device), torch.enable_grad():
             values, _ = _split(self.options.loss(self.fast, adv, pool.y))
-            (gradient,) = torch.autograd.grad(values.float().sum(), adv)
+            gradient = input_gradient(values, adv)
         return self._stepped(pool, gradient)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +117,10 @@ class Result:
         values["flags"] = tuple(values.get("flags", ()))
         values["fingerprint"] = tuple(values.get("fingerprint", ()))
         values["interval"] = tuple(values["interval"]) if values.get("interval") else None
-        try:
-            return Result(**values)
-        except TypeError as error:
-            raise ZooError(f"not a result: {error}") from error
+        needed = [f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING]
+        if lacking := [name for name in needed if name not in values]:
+            raise ZooError(f"not a result: it has no {lacking[0]!r}")
+        return Result(**values)
 
     @staticmethod
     def load(path: str | Path) -> Result:
@@ -130,11 +130,15 @@ class Result:
             ZooError: there is no such file, or it is not a result.
         """
         try:
-            return Result.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ZooError(f"cannot read {path}: {error.strerror}") from error
         except ValueError as error:
             raise ZooError(f"{path} is not JSON: {error}") from error
+        try:
+            return Result.from_dict(data)
+        except ZooError as error:
+            raise ZooError(f"{path}: {error}") from error
 
 
 def corruption_rows(row: Mapping[str, Any]) -> list[tuple[str, list[tuple[int, float]], float]]:

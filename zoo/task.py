@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import runpy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,12 +115,14 @@ def user_model(text: str, weights: str | Path | None = None) -> nn.Module:
     path = Path(path_text).expanduser()
     if not path.is_file():
         raise ZooError(f"there is no file {path}; write path.py:MyNet")
-    namespace = runpy.run_path(str(path))
+    with blamed(f"{path} cannot be run"):
+        namespace = runpy.run_path(str(path))
     if not callable(namespace.get(name)):
         raise ZooError(
             str(unknown("class or function", name, [k for k, v in namespace.items() if callable(v)]))
         )
-    model = namespace[name]()
+    with blamed(f"{text} cannot be built without arguments"):
+        model = namespace[name]()
     if not isinstance(model, nn.Module):
         raise ContractError(f"{text} builds a {type(model).__name__}, not a torch module")
     if weights is not None:
@@ -224,10 +228,8 @@ def check_output(subject: Subject, x: Tensor) -> int:
     """
     modes = [(module, module.training) for module in subject.model.modules()]
     try:
-        logits = subject.model.eval()(x)
-    except Exception as error:  # whatever a user's forward raises: it is not made for these images
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise ContractError(f"{subject.name} cannot take images {tuple(x.shape[1:])}: {reason}") from error
+        with blamed(f"{subject.name} cannot take images {tuple(x.shape[1:])}"):
+            logits = subject.model.eval()(x)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -239,4 +241,25 @@ def check_output(subject: Subject, x: Tensor) -> int:
         raise ContractError(
             f"{subject.name} returns {tuple(logits.shape)} for {len(x)} images; logits are [N,K]"
         )
+    if not logits.is_floating_point():
+        kind = str(logits.dtype).removeprefix("torch.")
+        raise ContractError(f"{subject.name} returns {kind}; logits are floating-point numbers")
     return int(logits.shape[1])
+
+
+@contextlib.contextmanager
+def blamed(what: str) -> Iterator[None]:
+    """Whatever code that is not the zoo's raises inside is an error of one line; `--debug` shows the rest.
+
+    Raises:
+        ContractError: `what`, and the reason.
+    """
+    try:
+        yield
+    except ZooError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        kind = type(error).__name__
+        remedy = "; take a smaller --batch-size" if kind == "OutOfMemoryError" else ""
+        raise ContractError(f"{what}: {reason or kind}{remedy}") from error

@@ -19,6 +19,7 @@ from zoo import ball, progress
 from zoo.errors import ZooError
 from zoo.judging import convinced, seeded
 from zoo.nn import ExpectationOverTransformation
+from zoo.pgd import input_gradient
 from zoo.precision import Precision, attack_copy, autocast, choose
 from zoo.threat import Threat
 
@@ -102,7 +103,7 @@ class Oracle:
                 logits = self.fast(x)
             logits = _wide(logits)
             values = loss(logits)
-            (gradient,) = torch.autograd.grad(values.sum(), x)
+            gradient = input_gradient(values, x)
         return logits.detach(), values.detach(), gradient
 
 
