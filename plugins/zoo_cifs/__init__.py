@@ -1,54 +1,106 @@
-"""CIFS: channel-wise importance-based feature selection, its training and its own attack."""
+"""CIFS, channel-wise importance-based feature selection, and CAS, its baseline: training, attacks, analyses."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from zoo.hookspecs import hookimpl
-from zoo.spec import Attack, ModelSpec, Recipe, Stage
+from zoo.spec import Analysis, Attack, ModelSpec, Protocol, Recipe, Stage
 from zoo.threat import Threat
 
-PAPER = "https://arxiv.org/abs/2102.05311"
+PAPERS = {"cifs": "https://arxiv.org/abs/2102.05311", "cas": "https://arxiv.org/abs/2103.08307"}
+SUMMARIES = {
+    "cifs": "CIFS on {}: channels masked by their relevance to the likeliest classes",
+    "cas": "CAS on {}: channels multiplied with a probe's weights for the likeliest class",
+}
+BACKBONES = (
+    ("resnet10", "ResNet-10", {"width": 8}),
+    ("resnet18", "ResNet-18", {"width": 8}),
+    ("wrn28-10", "WRN-28-10", {"depth": 10, "widen": 1, "width": 8}),
+)
 
 MODELS = [
     ModelSpec(
-        name=f"cifs-{backbone}",
-        arch=f"zoo_cifs.cifs:cifs_{backbone.replace('-', '_')}",
-        summary=f"CIFS on {title}: channels masked by their relevance to the likeliest classes",
-        paper=PAPER,
-        tiny={**tiny, "hidden": 8},
-        views="zoo_cifs.cifs:views",
+        name=f"{method}-{backbone}",
+        arch=f"zoo_cifs.{method}:{method}_{backbone.replace('-', '_')}",
+        summary=SUMMARIES[method].format(title),
+        paper=paper,
+        tiny={**tiny, "hidden": 8} if method == "cifs" else tiny,
+        views="zoo_cifs.selection:views",
         attack="cifs-joint",
         twin=f"{backbone}-cifar",
     )
-    for backbone, title, tiny in (
-        ("resnet10", "ResNet-10", {"width": 8}),
-        ("resnet18", "ResNet-18", {"width": 8}),
-        ("wrn28-10", "WRN-28-10", {"depth": 10, "widen": 1, "width": 8}),
-    )
+    for method, paper in PAPERS.items()
+    for backbone, title, tiny in BACKBONES
 ]
 
-RECIPES = [
-    Recipe(
-        model="cifs-resnet10",
-        tag="at_digits",
-        summary="adversarial training of final and raw logits on scikit-learn's digits",
+LINF8 = Threat.parse("linf:8/255")
+SMALL = {"width": 16, "in_chans": 1}
+BETA = {"beta": 2.0}
+# The masks shrink features a hundredfold at first; the authors' logs start from natural training too.
+WARM = Stage(
+    epochs=20, objective="zoo_cifs.recipe:joint_natural", params=BETA, schedule="onecycle(peak=0.25)"
+)
+SGD = "sgd(lr=0.1, momentum=0.9, weight_decay=0.0002)"
+CROP = "crop(padding=4) flip()"
+
+
+def _on_digits(model: str, method: str, summary: str, epochs: int = 40, **params: object) -> Recipe:
+    """Natural training, then an adversarial one, on scikit-learn's digits."""
+    objective = f"zoo_cifs.recipe:joint_{method}"
+    robust = Stage(
+        epochs=epochs, objective=objective, params={**BETA, **params}, schedule="onecycle(peak=0.25)"
+    )
+    return Recipe(
+        model=model,
+        tag=f"{method}_digits",
+        summary=f"{summary} on scikit-learn's digits",
         dataset="digits",
         threat=Threat.parse("linf:0.1"),
-        model_kwargs={"width": 16, "in_chans": 1},
-        # The masks shrink features a hundredfold at first; the authors' logs start from natural training too.
-        stages=(
-            Stage(
-                epochs=20,
-                objective="zoo_cifs.recipe:joint_natural",
-                params={"beta": 2.0},
-                schedule="onecycle(peak=0.25)",
-            ),
-            Stage(
-                epochs=40,
-                objective="zoo_cifs.recipe:joint_at",
-                params={"beta": 2.0},
-                schedule="onecycle(peak=0.25)",
-            ),
-        ),
+        model_kwargs=SMALL,
+        stages=(WARM, robust),
+    )
+
+
+# Table 4.1: 120 epochs, the last one counts; the released run of CIFS starts from a naturally trained model.
+_AT = Stage(
+    epochs=120,
+    objective="zoo_cifs.recipe:joint_at",
+    params=BETA,
+    optimizer=SGD,
+    schedule="multistep(milestones='75,90')",
+    augment=CROP,
+)
+_NATURAL = Stage(
+    epochs=45, objective="zoo_cifs.recipe:joint_natural", params=BETA, optimizer=SGD, augment=CROP
+)
+
+RECIPES = [
+    _on_digits("cifs-resnet10", "at", "adversarial training of final and raw logits"),
+    _on_digits(
+        "cifs-resnet10", "fat", "friendly adversarial training of final and raw logits", tau_epochs="17,30"
+    ),
+    _on_digits("cifs-resnet10", "trades", "TRADES on final and raw logits", epochs=25),
+    _on_digits("cas-resnet10", "at", "adversarial training of final and raw logits"),
+    Recipe(
+        model="cifs-resnet18",
+        tag="at_linf8_cifar10",
+        summary="the paper's adversarial training on CIFAR-10, from a naturally trained model",
+        dataset="cifar10",
+        threat=LINF8,
+        stages=(_NATURAL, _AT),
+        holdout=0,
+        expected={"clean": (0.83, 0.02)},  # 83.86 in the paper, 82.0 to 82.2 in the authors' own logs
+    ),
+    Recipe(
+        model="cas-resnet18",
+        tag="at_linf8_cifar10",
+        summary="adversarial training on CIFAR-10 as the CIFS paper trained its baseline",
+        dataset="cifar10",
+        threat=LINF8,
+        stages=(_AT,),
+        holdout=0,
+        expected={"clean": (0.867, 0.02)},
     ),
 ]
 
@@ -59,20 +111,111 @@ ATTACKS = [
         summary="PGD on final and raw logits over several weights, losses and scales; the worst per image",
         params={
             "steps": 20,
+            "rel_step": None,
             "betas": "0,0.1,1,2,10,100,inf",
             "few_betas": "0,1",
             "losses": "ce,margin",
             "scales": "1,10",
+            "final_scales": "0.1",
             "heads": True,
             "through_mask": True,
         },
+    ),
+    Attack(
+        name="cifs-beta",
+        run="zoo_cifs.attack:cifs_beta",
+        summary="PGD on one joint loss of final and raw logits, as the CIFS paper measures each beta",
+        params={
+            "beta": "2",
+            "head": 0,
+            "loss": "ce",
+            "steps": 20,
+            "rel_step": 0.1,
+            "scale": 1.0,
+            "final_scale": 1.0,
+            "random_start": False,
+            "early_stop": False,
+        },
+    ),
+]
+
+# The attacks of the paper's tables: the loss where all heads are attacked, and how far.
+COLUMNS = {
+    "FGSM": "steps=1, rel_step=1",
+    "PGD-20": "steps=20",
+    "C&W": "steps=30, loss=margin",
+    "PGD-100": "steps=100",
+}
+BETAS = ("0", "0.1", "1", "2", "10", "100", "inf")
+
+
+def paper_calls(columns: tuple[str, ...] = tuple(COLUMNS), heads: int = 2) -> Iterator[tuple[str, str, str]]:
+    """(row, column, call) of the paper's table 4.8, column by column.
+
+    A row is a beta, or "inf-1", "inf-2" for a raw head alone. Where the released evaluation attacks a single
+    output it takes the cross-entropy, also under the name C&W.
+
+    Args:
+        columns: of `COLUMNS`.
+        heads: raw heads of the model.
+    """
+    points = [(beta, f"beta={beta}") for beta in BETAS] if heads else [("0", "beta=0")]
+    points += [(f"inf-{head}", f"head={head}") for head in range(1, heads + 1)]
+    for column in columns:
+        for row, point in points:
+            settings = COLUMNS[column]
+            single = row == "0" or "-" in row
+            settings = settings.removesuffix(", loss=margin") if single else settings
+            yield row, column, f"cifs-beta({point}, {settings})"
+
+
+PROTOCOLS = [
+    Protocol(
+        name="cifs-paper",
+        version=1,
+        attacks=(*(call for _, _, call in paper_calls()), "own"),
+        summary="FGSM, PGD-20, C&W and PGD-100 for every beta and head, as the CIFS paper, then the own attack",
+        counting="the paper reports the smallest accuracy over the betas; the worst case is per image",
+    ),
+]
+
+ANALYSES = [
+    Analysis(
+        name="cifs-activations",
+        run="zoo_cifs.channels:activations",
+        summary="figures 4.1, 4.3, 4.5: magnitude and frequency of channels against sorted weights, per class",
+        params={"attack": "cifs-beta", "classes": "", "threat": ""},
+    ),
+    Analysis(
+        name="cifs-classes",
+        run="zoo_cifs.analysis:classes",
+        summary="figure 4.6: robust accuracy of each class, beside that of another model",
+        params={"attack": "cifs-beta", "against": "", "threat": ""},
+    ),
+    Analysis(
+        name="cifs-top-k",
+        run="zoo_cifs.analysis:top_k",
+        summary="table 4.4: top-k accuracies on adversarial images",
+        params={"columns": "FGSM,PGD-20", "k": 3, "threat": ""},
+    ),
+    Analysis(
+        name="cifs-heads",
+        run="zoo_cifs.analysis:heads",
+        summary="table 4.5: raw and final predictions where the raw ones, or all, are attacked",
+        params={"column": "PGD-20", "threat": ""},
+    ),
+    Analysis(
+        name="cifs-betas",
+        run="zoo_cifs.analysis:betas",
+        summary="table 4.8: accuracy for every beta, their minimum (table 4.1), and the worst case per image",
+        params={"columns": "FGSM,PGD-20,C&W,PGD-100", "own": True, "threat": ""},
     ),
 ]
 
 
 @hookimpl
 def register_models() -> list[ModelSpec]:
-    """CIFS on three backbones."""
+    """CIFS and CAS on three backbones."""
     return MODELS
 
 
@@ -84,5 +227,17 @@ def register_recipes() -> list[Recipe]:
 
 @hookimpl
 def register_attacks() -> list[Attack]:
-    """The adaptive attack."""
+    """The adaptive attack, and that of the paper."""
     return ATTACKS
+
+
+@hookimpl
+def register_protocols() -> list[Protocol]:
+    """The paper's own way to measure."""
+    return PROTOCOLS
+
+
+@hookimpl
+def register_analyses() -> list[Analysis]:
+    """The paper's figures and tables of one model."""
+    return ANALYSES

@@ -1,52 +1,43 @@
-"""The joint loss of CIFS and adversarial training with it."""
+"""Training of CIFS and CAS: the joint loss under natural training, AT, FAT and TRADES.
+
+Each objective is one of `zoo_base` with two parts exchanged: the attacker's loss is that of all heads, and so
+is the loss of the update. Inner attacks run in eval mode, so that their masks never see the labels; updates
+run in train mode, where the label takes the place of the best class.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from zoo import ball
-from zoo.errors import ContractError
-from zoo.pgd import cross_entropy, perturb
+from zoo.pgd import cross_entropy, frozen
+from zoo.precision import autocast
 from zoo.threat import Threat
-from zoo.training import Step
+from zoo_base.adversary import Inner, friendly, maximise
+from zoo_base.friendly import current_tau
+from zoo_base.losses import accuracy, both_accuracies, trades_loss
+from zoo_cifs.joint import check_beta, joint_attack, joint_kl_attack, joint_loss, joint_sum, stacked_heads
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from zoo.step import Step
 
-
-def joint_values(
-    final: Tensor, raw: Sequence[Tensor], y: Tensor, beta: float, criterion: Criterion = cross_entropy
-) -> Tensor:
-    """l(final) + beta/|raw| * sum of l(raw), per image, `[N]`; an infinite beta leaves the raw terms alone.
-
-    Args:
-        final: final logits `[N,K]`.
-        raw: raw logits `[N,K]` of each probe; none makes it l(final).
-        y: labels `[N]`.
-        beta: weight of the raw logits, 0 or more.
-        criterion: `(logits, y) -> [N]`.
-    """
-    whole = [_full(logits) for logits in (final, *raw)]
-    if not raw or beta == 0:
-        return criterion(whole[0], y)
-    mean = torch.stack([criterion(logits, y) for logits in whole[1:]]).mean(0)
-    return mean if beta == float("inf") else criterion(whole[0], y) + beta * mean
+Terms = dict[str, float]
 
 
-def joint_loss(final: Tensor, raw: Sequence[Tensor], y: Tensor, beta: float, scale: str = "code") -> Tensor:
-    """The loss of Yan (2021), Eq. 4.3, a scalar: a factor times the batch mean of `joint_values`.
-
-    Args:
-        scale: "paper" is 1/(1+beta), as printed; "code" is 3/(1+beta), as in the released code, which makes
-            the plain sum of three cross-entropies of beta = 2 and two probes. It matters for the published
-            learning rate and weight decay.
-    """
-    factors = {"code": 3.0, "paper": 1.0}
-    if scale not in factors:
-        raise ContractError(f"scale={scale!r} is unknown; use 'code' or 'paper'")
-    return factors[scale] / (1.0 + beta) * joint_values(final, raw, y, beta).mean()
+def joint_natural(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    step: Step,
+    beta: float = 2.0,
+    scale: str = "code",
+) -> tuple[Tensor, Terms]:
+    """Training on clean images with the joint loss: what the published adversarial training starts from."""
+    return _update(step, x, y, beta, scale, "accuracy")
 
 
 def joint_at(
@@ -60,33 +51,25 @@ def joint_at(
     steps: int = 10,
     rel_step: float = 0.25,
     scale: str = "code",
-) -> tuple[Tensor, dict[str, float]]:
-    """Adversarial training with the joint loss inside and outside.
+) -> tuple[Tensor, Terms]:
+    """Adversarial training with the joint loss inside and outside (`zoo_base.recipe:pgd_at`).
 
-    The inner attack runs in eval mode from a uniform start, so its masks never see the labels; the update
-    runs in train mode, where the label takes the place of the best class. The published run starts from a
-    naturally trained model (`joint_natural`).
+    The published run starts from a naturally trained model (`joint_natural`). On a model without raw logits
+    and with beta = 2 it is `pgd_at`.
 
     Args:
         model, x, y, threat, step: see `zoo.training`.
-        beta: weight of the raw logits, in the attack and in the update; 2 in the paper.
-        steps, rel_step: of the inner attack; the step length as a share of eps.
-        scale: see `joint_loss`.
+        beta: weight of the raw logits, in the attack and in the update; 2 in the paper. Finite, 0 or more.
+        steps, rel_step: of the inner attack (`zoo_base.adversary.Inner`).
+        scale: see `zoo_cifs.joint.joint_loss`.
     """
-
-    def inner(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        final, raw = all_heads(module, images)
-        return joint_values(final, raw, labels, beta)
-
-    start = ball.project(threat, x, x + threat.eps * step.uniform(x))
-    size = rel_step * ball.budget(threat, x)
-    x_adv = perturb(
-        model, x, y, threat, steps=steps, step_size=size, start=start, loss=inner, precision=step.precision
-    )
+    check_beta(beta, finite="training")
+    inner = Inner(steps=steps, rel_step=rel_step)
+    x_adv = maximise(model, x, y, inner, threat=threat, step=step, loss=joint_attack(beta))
     return _update(step, x_adv, y, beta, scale, "robust_accuracy")
 
 
-def joint_natural(
+def joint_fat(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -94,31 +77,81 @@ def joint_natural(
     threat: Threat,
     step: Step,
     beta: float = 2.0,
+    tau: int = 0,
+    tau_epochs: str | int = "50,90",
+    omega: float = 0.001,
+    steps: int = 10,
+    rel_step: float = 0.25,
     scale: str = "code",
-) -> tuple[Tensor, dict[str, float]]:
-    """Training on clean images with the joint loss: what the published adversarial training starts from."""
-    return _update(step, x, y, beta, scale, "accuracy")
+) -> tuple[Tensor, Terms]:
+    """Friendly adversarial training with the joint loss inside and outside (`zoo_base.friendly:fat`).
+
+    The authors published the friendly attack but no trainer: an image stops by its final logits, as it is
+    judged by them, and the attack climbs the joint loss.
+
+    Args:
+        model, x, y, threat, step: see `zoo.training`.
+        beta, scale: as in `joint_at`.
+        tau, tau_epochs, omega: as in `zoo_base.friendly.fat`.
+        steps, rel_step: of the inner attack (`zoo_base.adversary.Inner`).
+    """
+    check_beta(beta, finite="training")
+    inner = Inner(steps=steps, rel_step=rel_step)
+    now = current_tau(step.epoch, tau, tau_epochs)
+    x_adv = friendly(
+        model, x, y, inner, threat=threat, step=step, tau=now, omega=omega, loss=joint_attack(beta)
+    )
+    return _update(step, x_adv, y, beta, scale, "robust_accuracy")
 
 
-def _update(
-    step: Step, x: Tensor, y: Tensor, beta: float, scale: str, name: str
-) -> tuple[Tensor, dict[str, float]]:
+def joint_trades(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    step: Step,
+    beta: float = 2.0,
+    trades_beta: float = 6.0,
+    steps: int = 10,
+    rel_step: float = 0.25,
+    scale: str = "code",
+) -> tuple[Tensor, Terms]:
+    """TRADES on every head, put together as the joint loss puts cross-entropies together.
+
+    Neither text nor code says how the paper combined them (table 4.9). Here every head h has its TRADES loss
+    CE(h(x)) + 6 KL(h(x) || h(x')), and their sum is weighted as in equation 4.3; the attack climbs the KL
+    divergences with the same weights. Three forwards in train mode, as `zoo_base.recipe:trades`, which it is
+    on a model without raw logits and with beta = 2.
+
+    Args:
+        model, x, y, threat, step: see `zoo.training`.
+        beta, scale: as in `joint_at`.
+        trades_beta: weight of the KL divergences, 1/lambda in TRADES' paper.
+        steps, rel_step: of the inner attack (`zoo_base.adversary.Inner`).
+    """
+    check_beta(beta, finite="training")
+    inner = Inner(steps=steps, rel_step=rel_step, start="normal")
+    with frozen(model), torch.no_grad(), autocast(step.precision, x.device):
+        compared = stacked_heads(model, x)
+    x_adv = maximise(model, x, compared, inner, threat=threat, step=step, loss=joint_kl_attack(beta))
+    clean, adversarial, target = (_heads(step, images, y) for images in (x, x_adv, x))
+    losses = [
+        trades_loss(*logits, y, trades_beta)[0] for logits in zip(clean, adversarial, target, strict=True)
+    ]
+    return joint_sum(losses, beta, scale), both_accuracies(clean[0], adversarial[0], y)
+
+
+def _heads(step: Step, x: Tensor, y: Tensor) -> list[Tensor]:
+    """Logits of all heads in train mode, the final ones first."""
+    final, raw = step.forward(x, y)
+    return [final, *raw]
+
+
+def _update(step: Step, x: Tensor, y: Tensor, beta: float, scale: str, name: str) -> tuple[Tensor, Terms]:
     final, raw = step.forward(x, y)
     loss = joint_loss(final, raw, y, beta, scale)
-    terms = {name: float((final.argmax(1) == y).float().mean())}
+    terms = {name: accuracy(final, y)}
     for place, logits in enumerate(raw, 1):
         terms[f"raw{place}"] = float(cross_entropy(logits.detach(), y).mean())
     return loss, terms
-
-
-def all_heads(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Final and raw logits of any model; of one without further heads, its logits and nothing."""
-    forward = getattr(model, "forward_heads", None)
-    if forward is None:
-        return model(x), []
-    final, raw = forward(x)
-    return final, list(raw)
-
-
-def _full(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
