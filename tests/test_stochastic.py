@@ -88,7 +88,7 @@ def test_numbers_do_not_depend_on_what_was_drawn_before() -> None:
         torch.manual_seed(before)
         runs.append(
             evaluate(
-                Noisy(), images(), threat=THREAT, suite="pgd(steps=5); square(queries=20)", stochastic=True
+                Noisy(1.0), images(), threat=THREAT, suite="pgd(steps=5); square(queries=20)", stochastic=True
             )
         )
     assert replace(runs[0], seconds=0) == replace(runs[1], seconds=0)
