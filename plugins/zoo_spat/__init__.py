@@ -67,6 +67,15 @@ RECIPES = [
         stages=(Stage(epochs=40, objective=OBJECTIVE, schedule="onecycle(peak=0.25)"),),
     ),
     Recipe(
+        model="spat-resnet10",
+        tag="spat_linf8_cifar10_jpeg",
+        summary="SPAT for ten epochs at half the width, on CIFAR-10 as JPEG",
+        dataset="cifar10-jpeg",
+        threat=LINF8,
+        model_kwargs={"width": 32},
+        stages=(replace(THESIS, epochs=10, schedule="onecycle(peak=0.3)"),),
+    ),
+    Recipe(
         model="spat-resnet18",
         tag="spat_linf8_cifar10",
         summary="SPAT as in section 3.5.2 of the thesis: s = 5, alpha = beta = 0.2, lambda = 6",
