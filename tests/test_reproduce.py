@@ -73,6 +73,21 @@ def test_a_result_of_ones_own_comes_before_the_card(paper: Path, tmp_path: Path)
     assert "n = 7" in found.sources[0]
 
 
+def test_several_models_and_numbers_for_a_cell(paper: Path, tmp_path: Path) -> None:
+    """The first model that was measured, the least of several numbers, another number in another row."""
+    columns = {"Natural": {"Net A": "clean"}, "PGD-20": ["a(beta=1)", "a(beta=2)"]}
+    rows = {"Net A": ["cifs-resnet18.at_linf8_cifar10", NAME], "Net B": NAME}
+    (paper / TABLES_FILE).write_text(json.dumps({"1.1": {"rows": rows, "columns": columns}}))
+    for folder, attacks in (("half", {"a(beta=1)": 0.2}), ("whole", {"a(beta=1)": 0.7, "a(beta=2)": 0.6})):
+        (tmp_path / folder).mkdir()
+        mine = {"name": NAME, "n": 9, "dataset": "digits", "clean": 0.9, "per_attack": attacks}
+        (tmp_path / folder / "result.json").write_text(json.dumps(mine))
+    found = reproduce("cifs:1.1", [tmp_path / "half", tmp_path / "whole"])
+    assert cells(found)["Net A", "PGD-20"] == pytest.approx(60)
+    assert cells(found)["Net A", "Natural"] == pytest.approx(90)
+    assert cells(found)["Net B", "Natural"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -107,8 +122,11 @@ def test_every_mapping_names_tables_rows_columns_and_models_that_exist() -> None
             for side, place in (("rows", 0), ("columns", 1)):
                 known = {entry[place] for entry in published[table]}
                 assert set(mapping[side]) <= known, f"{plugin.name}:{table} {side}"
-            for model in mapping["rows"].values():
-                registry().recipe(model)
+            for models in mapping["rows"].values():
+                for model in [models] if isinstance(models, str) else models:
+                    registry().recipe(model)
+            for column in mapping["columns"].values():
+                assert not isinstance(column, dict) or set(column) <= set(mapping["rows"]), table
 
 
 def test_every_analysis_takes_what_it_declares() -> None:

@@ -5,6 +5,9 @@ std, unit), and `tables.json` which model stands for a row and which number of a
 
     {"4.1": {"rows": {"ResNet-18 CIFS": "cifs-resnet18.at_linf8_cifar10"},
              "columns": {"Natural": "clean", "PGD-20": "pgd(steps=20)", "worst": "robust"}}}
+
+A row may name several models, of which the first with such a number counts; a column may name several numbers,
+of which the least counts, or one (or several) for each row: {"PGD-20": {"CIFS beta=0": "...", ...}}.
 """
 
 from __future__ import annotations
@@ -96,9 +99,11 @@ def reproduce(name: str, folders: Iterable[str | Path] = ()) -> Reproduction:
     cells: list[Cell] = []
     sources: dict[str, None] = {}
     for row, column, value, _ in published[table]:
-        model = mapping.get("rows", {}).get(row)
         metric = mapping.get("columns", {}).get(column)
-        measured, source = _measured(model, metric, extra) if model and metric else (None, "")
+        metrics = _several(metric.get(row) if isinstance(metric, dict) else metric)
+        models = _several(mapping.get("rows", {}).get(row))
+        found = (_measured(model, metrics, extra) for model in models if metrics)
+        measured, source = next((pair for pair in found if pair[1]), (None, ""))
         if source:
             sources[f"{row}: {source}"] = None
         cells.append(Cell(row, column, value, measured))
@@ -145,14 +150,22 @@ def _mapping(plugin: Plugin) -> dict[str, Any]:
     return found
 
 
-def _measured(model: str, metric: str, extra: Sequence[dict[str, Any]]) -> tuple[float | None, str]:
-    """The first result of the model that has the number, and what it was measured on."""
+def _several(entry: str | list[str] | None) -> list[str]:
+    """What tables.json may give as one text or as several."""
+    return [entry] if isinstance(entry, str) else list(entry or ())
+
+
+def _measured(
+    model: str, metrics: Sequence[str], extra: Sequence[dict[str, Any]]
+) -> tuple[float | None, str]:
+    """The least of some numbers in the first result of the model that has all, and what it was measured on."""
     name = parse_name(model, tag="required")
     for result in (*(r for r in extra if r.get("name") == str(name)), *read_card(name).get("results", [])):
-        value: Any = {**result.get("per_attack", {}), **result.get("extra", {}), **result}.get(metric)
-        if isinstance(value, int | float):
+        known: dict[str, Any] = {**result.get("per_attack", {}), **result.get("extra", {}), **result}
+        values = [known[metric] for metric in metrics if isinstance(known.get(metric), int | float)]
+        if len(values) == len(metrics):
             epochs = sum(stage.epochs for stage in registry().recipe(name).stages)
-            return float(value), f"{name}, {epochs} epochs, n = {result['n']} of {result['dataset']}"
+            return float(min(values)), f"{name}, {epochs} epochs, n = {result['n']} of {result['dataset']}"
     return None, ""
 
 
