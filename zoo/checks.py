@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -103,15 +103,33 @@ class Probe:
     batch_dependent: bool = False
 
     @torch.no_grad()
-    def logits(self, x: Tensor) -> Tensor:
-        """Logits `[N,K]`, in batches."""
-        return torch.cat([self.model(part) for part in x.split(_PART)])
+    def logits(self, x: Tensor, size: int = _PART) -> Tensor:
+        """Logits `[N,K]`, in batches of a size.
+
+        Not in TF32: there convolutions differ by 1e-3 with the batch size, which is no dependence on batch mates.
+        """
+        before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            return torch.cat([self.model(part) for part in x.split(size)])
+        finally:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+    @cached_property
+    def first(self) -> Tensor:
+        """Logits of the images, `[N,K]`."""
+        return self.logits(self.x)
+
+    @cached_property
+    def second(self) -> Tensor:
+        """Logits of the same images in a second forward."""
+        return self.logits(self.x)
 
 
 def cheap_checks(probe: Probe) -> list[Check]:
     """Gradients, randomness, batch mates and softmax outputs, for less than PGD-5 costs.
 
-    Seven forwards and one backward of each of at most 128 images, and 16 forwards of single images.
+    Four forwards and one backward of each of at most 128 images, and 16 forwards of single images.
     """
     few = replace(probe, x=probe.x[:CHEAP_IMAGES], y=probe.y[:CHEAP_IMAGES])
     return [check(few) for check in CHEAP.values()]
@@ -132,24 +150,18 @@ def zero_gradients(probe: Probe) -> Check:
 
 def randomised(probe: Probe) -> Check:
     """Two forwards of the same batch."""
-    first, second = probe.logits(probe.x), probe.logits(probe.x)
-    share = float(_moved(first, second, 1e-5).float().mean())
+    share = float(_moved(probe.first, probe.second, 1e-5).float().mean())
     return Check(
         "randomised", share > 0 and not probe.stochastic, share, "declared" if probe.stochastic else ""
     )
 
 
-@torch.no_grad()
 def batch_dependent(probe: Probe) -> Check:
     """The reversed batch, and some images alone; rounding moves logits by 1e-5, not by 1e-3."""
-    some = probe.x[:_PART]
-    with _without_tf32():
-        together = probe.model(some)
-        backwards = probe.model(some.flip(0)).flip(0)
-        alone = torch.cat([probe.model(image[None]) for image in some[:_ALONE]])
-        random = bool(_moved(together, probe.model(some), 1e-5).any())
-    moved = _moved(together, backwards, 1e-3)
-    moved[:_ALONE] |= _moved(together[:_ALONE], alone, 1e-3)
+    some, together = probe.x[:_PART], probe.first[:_PART]
+    moved = _moved(together, probe.logits(some.flip(0)).flip(0), 1e-3)
+    moved[:_ALONE] |= _moved(together[:_ALONE], probe.logits(some[:_ALONE], 1), 1e-3)
+    random = bool(_moved(together, probe.second[:_PART], 1e-5).any())
     share = float(moved.float().mean())
     declared = "declared" if probe.batch_dependent else ""
     return Check("batch-dependent", share > 0 and not declared and not random, round(share, 6), declared)
@@ -161,20 +173,9 @@ def _moved(first: Tensor, second: Tensor, share: float) -> Tensor:
     return ~torch.isclose(first, second, rtol=0.0, atol=float(share * scale), equal_nan=True).all(1)
 
 
-@contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Convolutions in TF32 differ by 1e-3 with the batch size, which is no dependence on batch mates."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def softmax_output(probe: Probe) -> Check:
     """Outputs that are at least 0 and sum to 1."""
-    logits = probe.logits(probe.x)
+    logits = probe.first
     sums_to_one = bool((logits.sum(1) - 1).abs().max() < 1e-3)
     probable = sums_to_one and float(logits.min()) >= 0
     log_probable = bool((logits.exp().sum(1) - 1).abs().max() < 1e-3) and float(logits.max()) <= 1e-6
