@@ -233,14 +233,14 @@ PROTOCOLS = [
         version=1,
         attacks=_corruptions(COMMON_CORRUPTIONS + EXTRA_CORRUPTIONS),
         summary="the zoo's own common corruptions, each at five severities",
-        counting="correct under the corruption / all images; worst case: correct everywhere / all images",
+        counting="correct under the corruption / all images; the mean of all; correct under every one / all images",
     ),
     Protocol(
         name="cifar10-c",
         version=1,
         attacks=_corruptions(("glass_blur", *COMMON_CORRUPTIONS), "cifar10-c"),
         summary="the official CIFAR-10-C arrays: 15 corruptions, each at five severities",
-        counting="correct under the corruption / all images; worst case: correct everywhere / all images",
+        counting="correct under the corruption / all images; the mean of all; correct under every one / all images",
     ),
 ]
 
