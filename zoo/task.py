@@ -72,7 +72,8 @@ class Examples:
             raise ZooError(f"--shard {text!r}: there are only {len(self.x)} images")
         rows = torch.arange(int(first), len(self.x), int(count), device=self.x.device)
         rows_cpu = rows.cpu()
-        return replace(self, x=self.x[rows], y=self.y[rows], index=self.index[rows_cpu])
+        head = (self.head[0].clone(), self.head[1].clone())  # a view would keep all images in memory
+        return replace(self, x=self.x[rows], y=self.y[rows], index=self.index[rows_cpu], head=head)
 
 
 def find_subject(model_or_name: nn.Module | str, device: str | torch.device | None) -> Subject:
