@@ -38,7 +38,7 @@ RECIPES = [
         dataset="digits",
         threat=DIGITS,
         model_kwargs=SMALL,
-        stages=(Stage(epochs=25, objective="zoo_base.recipe:trades", schedule="onecycle(peak=0.25)"),),
+        stages=(Stage(epochs=18, objective="zoo_base.recipe:trades", schedule="onecycle(peak=0.25)"),),
     ),
     Recipe(
         model="resnet10-cifar",
@@ -47,7 +47,7 @@ RECIPES = [
         dataset="digits",
         threat=DIGITS,
         model_kwargs=SMALL,
-        stages=(Stage(epochs=25, objective="zoo_base.recipe:mart", schedule="onecycle(peak=0.25)"),),
+        stages=(Stage(epochs=20, objective="zoo_base.recipe:mart", schedule="onecycle(peak=0.25)"),),
     ),
     Recipe(
         model="resnet32-cifar",
