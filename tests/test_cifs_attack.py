@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -252,3 +254,20 @@ def test_the_papers_protocol_has_four_attacks_at_nine_points_and_the_own_attack(
         assert "margin" not in rows["C&W", single]
     assert {row for _, row in rows} == {"0", "0.1", "1", "2", "10", "100", "inf", "inf-1", "inf-2"}
     assert [row for row, *_ in zoo_cifs.paper_calls(("FGSM",), heads=0)] == ["0"]
+
+
+def test_the_table_mapping_names_attacks_of_that_protocol():
+    """Misspelt or not canonical, a call would leave its cell blank."""
+    known = {str(item) for item in expand("cifs-paper", "cifs-joint").attacks} | {"clean"}
+    mapping = json.loads(Path(zoo_cifs.__file__).with_name("tables.json").read_text(encoding="utf-8"))
+
+    def named(entry):
+        if isinstance(entry, str):
+            return {entry}
+        return set().union(*map(named, entry.values() if isinstance(entry, dict) else entry))
+
+    assert {"4.1", "4.5", "4.8", "4.9"} == set(mapping)
+    for table, entry in mapping.items():
+        assert named(entry["columns"]) <= known, table
+    minimum = mapping["4.1"]["columns"]["PGD-20"]["ResNet-18 CIFS"]
+    assert minimum == [str(bind(call).call) for *_, call in zoo_cifs.paper_calls(("PGD-20",))]

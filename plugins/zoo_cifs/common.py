@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo import progress
 from zoo.attacks import bind
 from zoo.data import Data
-from zoo.errors import UnknownName, ZooError
+from zoo.errors import ZooError
 from zoo.grammar import parse_call
 from zoo.judging import enforce
 from zoo.loading import name_of
@@ -84,7 +84,7 @@ def class_names(data: Data) -> list[str]:
     """The names of the classes, or their numbers."""
     try:
         names = registry().dataset(parse_call(data.name).name).label_names
-    except (UnknownName, ZooError):
+    except ZooError:  # no registered data set
         names = ()
     return list(names) if len(names) == data.num_classes else [str(i) for i in range(data.num_classes)]
 
