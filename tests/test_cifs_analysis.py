@@ -144,13 +144,15 @@ def test_a_class_without_images_and_data_without_labels_are_refused(tmp_path):
 def test_top_k_counts_labels_among_the_best_on_the_last_iterates(tmp_path):
     model, data = tiny("cifs_resnet10", kappa=32), random_data()
     found = top_k(model, data, out=tmp_path, threat=THREAT, columns="FGSM,PGD-20", k=4)
-    assert list(found) == ["natural", "FGSM", "PGD-20"]
+    assert list(found)[:5] == ["name", "dataset", "n", "threat", "natural top-1"]
+    assert (found["name"], found["n"], found["threat"]) == ("cifs-resnet10", 12, "linf:0.05")
     adv = attacked(model, data, THREAT, "cifs-beta(steps=20)")
     order = logits_of(model, adv)[0].argsort(1, descending=True)
     for k in (1, 2, 3, 4):
         wanted = float((order[:, :k] == data.labels[:, None]).any(1).float().mean())
-        assert found["PGD-20"][f"top-{k}"] == pytest.approx(wanted, abs=1e-6)
-    assert found["PGD-20"]["top-4"] >= found["PGD-20"]["top-1"]
+        assert found[f"PGD-20 top-{k}"] == pytest.approx(wanted, abs=1e-6)
+    assert found["FGSM top-4"] >= found["FGSM top-1"]
+    assert mapped("4.4") <= set(found)
     assert (tmp_path / "top-k.png").stat().st_size > 5000
     with pytest.raises(ZooError, match="k=11 must lie between 1 and the 10 classes"):
         top_k(model, data, out=tmp_path, threat=THREAT, k=11)
@@ -175,11 +177,19 @@ def test_heads_are_attacked_alone_and_together(tmp_path):
         finals[row] = right(logits_of(model, attacked(model, data, THREAT, call))[0], y)
     assert found["Adap/Final"] == min(finals.values())
     assert finals[found["adaptive"]] == found["Adap/Final"]
+    assert mapped("4.5") <= set(found)
     plain = heads(tiny_plain(), data, out=tmp_path, threat=THREAT, column="FGSM")
     assert "CIFS/CIFS" not in plain
     assert plain["adaptive"] == "0"
     with pytest.raises(ZooError, match="must name 1 of"):
         heads(model, data, out=tmp_path, threat=THREAT, column="FGSM,PGD-20")
+
+
+def mapped(table):
+    """The numbers that `zoo reproduce` looks for in a table."""
+    path = Path(zoo_cifs.__file__).with_name("tables.json")
+    columns = json.loads(path.read_text(encoding="utf-8"))[table]["columns"].values()
+    return {number for c in columns for number in ([c] if isinstance(c, str) else c.values())}
 
 
 def tiny_plain():
@@ -250,7 +260,7 @@ def test_classes_are_counted_by_their_labels_and_set_beside_another_model(tmp_pa
     model, data = tiny("cifs_resnet10"), random_data(10, 5)
     data = Data(data.images, model(data.pixels()).argmax(1), "made", 10)
     found = classes(model, data, out=tmp_path, threat=THREAT, attack="uniform-noise(tries=1)")
-    (numbers,) = found.values()
+    (numbers,) = found["classes"].values()
     present = sorted(set(data.labels.tolist()))
     assert list(numbers) == [*map(str, present), "all"]
     shares = [(data.labels == c).float().mean() for c in present]
@@ -262,10 +272,10 @@ def test_the_command_runs_on_the_bundled_model_and_its_twin(tmp_path):
     found = analyse(
         "cifs-resnet10.at_digits", "cifs-classes", out=tmp_path, n=30, params=params, device="cpu"
     )
-    assert list(found) == ["cifs-resnet10.at_digits", "resnet10-cifar.at_digits"]
+    assert list(found["classes"]) == ["cifs-resnet10.at_digits", "resnet10-cifar.at_digits"]
     assert json.loads((tmp_path / "numbers.json").read_text()) == found
     y = load_data("digits", "test").labels[:30]
-    assert list(found["resnet10-cifar.at_digits"]) == [*map(str, sorted(set(y.tolist()))), "all"]
+    assert list(found["classes"]["resnet10-cifar.at_digits"]) == [*map(str, sorted(set(y.tolist()))), "all"]
     assert (tmp_path / "classes.png").stat().st_size > 5000
 
 

@@ -22,7 +22,7 @@ from zoo.task import device_of
 from zoo.threat import Threat
 from zoo_cifs import COLUMNS, paper_calls
 from zoo_cifs.attack import count_heads
-from zoo_cifs.common import about, attacked, class_names, labels_of, logits_of, right, title_of
+from zoo_cifs.common import about, attacked, class_names, head_of, labels_of, logits_of, right, title_of
 from zoo_cifs.plots import bar_plot, table_plot
 
 Numbers = dict[str, Any]
@@ -40,7 +40,7 @@ def classes(
         against: the name of a second model, attacked by itself; "" for none.
 
     Returns:
-        {model: {class: accuracy, "all": accuracy}}.
+        Name, data set and attack, and {"classes": {model: {class: accuracy, "all": accuracy}}}.
     """
     y, names = labels_of(data), class_names(data)
     models = {title_of(model): model}
@@ -55,8 +55,13 @@ def classes(
         hit = (logits.argmax(1) == y).float()
         found[name] = {c: round(float(hit[y == i].mean()), 6) for i, c in enumerate(names) if (y == i).any()}
         found[name]["all"] = round(float(hit.mean()), 6)
-    bar_plot(found, title_of(model), about(data, threat, attack), out / "classes.png")
-    return found
+    bar_plot(
+        found,
+        f"{title_of(model)}: robust accuracy by class",
+        about(data, threat, attack),
+        out / "classes.png",
+    )
+    return {**head_of(model, data, threat), "attack": attack, "classes": found}
 
 
 def top_k(
@@ -72,13 +77,13 @@ def top_k(
         k: how many of the best classes may hold the label at most.
 
     Returns:
-        {"natural" or attack: {"top-1": accuracy, ...}}.
+        Name, data set, and accuracies: "natural top-1", "FGSM top-1", ...
     """
     y = labels_of(data)
     if not 1 <= k <= data.num_classes:
         raise ZooError(f"k={k} must lie between 1 and the {data.num_classes} classes of {data.name}")
     chosen = _columns(columns)
-    found: Numbers = {"natural": _hits(logits_of(model, data.pixels())[0], y, k)}
+    found = {"natural": _hits(logits_of(model, data.pixels())[0], y, k)}
     for number, column in enumerate(chosen):
         with progress.part(number, len(chosen)):
             x_adv = attacked(model, data, threat, f"cifs-beta({COLUMNS[column]})")
@@ -90,7 +95,8 @@ def top_k(
         about(data, threat, ", ".join(chosen)),
         out / "top-k.png",
     )
-    return found
+    flat = {f"{column} {top}": value for column, hits in found.items() for top, value in hits.items()}
+    return {**head_of(model, data, threat), **flat}
 
 
 def heads(model: nn.Module, data: Data, *, out: Path, threat: Threat, column: str = "PGD-20") -> Numbers:
@@ -104,7 +110,7 @@ def heads(model: nn.Module, data: Data, *, out: Path, threat: Threat, column: st
         column: one of the paper's attacks: FGSM, PGD-20, C&W or PGD-100.
 
     Returns:
-        The four columns of the table, those of a plain model without its CIFS columns; "heads" has for each
+        Name, data set, and the four columns of the table, those of a plain model without its CIFS columns; "heads" has for each
         head attacked alone the accuracy of every output, and "adaptive" the row that gives the smallest.
     """
     (chosen,) = _columns(column, 1)
@@ -113,6 +119,7 @@ def heads(model: nn.Module, data: Data, *, out: Path, threat: Threat, column: st
     natural = [right(logits, y) for logits in logits_of(model, x)]
     outputs = ["final", *(f"raw {head}" for head in range(1, count + 1))]
     found: Numbers = {
+        **head_of(model, data, threat),
         "Natural/Final": natural[0],
         "heads": {"natural": dict(zip(outputs, natural, strict=True))},
     }
@@ -131,8 +138,8 @@ def heads(model: nn.Module, data: Data, *, out: Path, threat: Threat, column: st
     found["adaptive"] = min(finals, key=lambda row: finals[row])
     found["Adap/Final"] = min(finals.values())
     bars = {name: value for name, value in found.items() if "/" in name}
-    note = f"{chosen} on {len(data)} images of {data.name}, {threat}; attacked heads / predicting head"
-    bar_plot({"": bars}, title_of(model), note, out / "heads.png")
+    note = f"{chosen} on {len(data)} images of {data.name}, {threat}; attacked / predicting, CIFS: the first raw head"
+    bar_plot({"": bars}, f"{title_of(model)}: attacked and predicting heads", note, out / "heads.png")
     return found
 
 
@@ -148,7 +155,8 @@ def betas(
     """Accuracy for every beta and attack (table 4.8); writes betas.png, result.json and the verdicts.
 
     The paper reports of each column the minimum (table 4.1). It is not the worst case: an image may fall to
-    one beta and its neighbour to another. Both are given.
+    one beta and its neighbour to another. Both are given. An image that is wrong without an attack counts as
+    wrong; the paper attacks it too, so that it may come out right by chance.
 
     Args:
         model, data, out, threat: as in `zoo_cifs.channels.activations`.
@@ -156,7 +164,7 @@ def betas(
         own: measure the model's own adaptive attack too, without which the result has no worst case.
 
     Returns:
-        {column: {beta: accuracy, "minimum": the smallest, "worst": right under every beta}}, "natural", and
+        Name and data set, {column: {beta: accuracy, "minimum": the smallest, "worst": right under every beta}}, "natural", and
         "own" (the own attack alone) and "robust" (right under everything) where it was measured.
     """
     chosen = _columns(columns)
@@ -168,7 +176,7 @@ def betas(
         suite = "cifs-paper"
     result = evaluate(model, data, threat=threat, suite=suite, out=out)
     verdicts = load_file(out / "examples.safetensors")
-    found: Numbers = {"natural": result.clean}
+    found: Numbers = {**head_of(model, data, threat), "natural": result.clean}
     for column in chosen:
         keys = {row: str(bind(call)) for row, c, call in calls if c == column}
         values = {row: result.per_attack[key] for row, key in keys.items()}
@@ -185,7 +193,9 @@ def betas(
         f"accuracy in % on {result.n} images of {result.dataset}, {threat}; natural {100 * result.clean:.1f}"
     )
     note += f"; {own_call} {100 * found['own']:.1f}" if own_call else ""
-    table_plot(cells, list(chosen), title_of(model), note, len(WORST), out / "betas.png")
+    table_plot(
+        cells, list(chosen), f"{title_of(model)}: every beta and head", note, len(WORST), out / "betas.png"
+    )
     return found
 
 

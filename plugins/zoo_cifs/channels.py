@@ -20,7 +20,7 @@ from zoo.files import write_text
 from zoo.nn import Classifier
 from zoo.task import device_of
 from zoo.threat import Threat
-from zoo_cifs.common import PART, about, attacked, class_names, labels_of, title_of
+from zoo_cifs.common import PART, about, attacked, class_names, head_of, labels_of, title_of
 from zoo_cifs.plots import Channels, activation_plots
 
 ACTIVE = 0.01  # a channel counts as activated above this share of the largest of its image
@@ -52,7 +52,7 @@ def activations(
         classes: names or numbers, separated by commas; "" is all of them, at most the first ten.
 
     Returns:
-        For each class: n, the robust accuracy, and for natural and adversarial images the correlation of
+        Name, data set and attack, and for each class: n, the robust accuracy, and for natural and adversarial images the correlation of
         magnitude and weight ("alignment") and the share of the whole magnitude that lies in channels whose
         weight is not positive ("negative_share").
 
@@ -84,7 +84,7 @@ def activations(
         }
     write_text(out / "channels.json", json.dumps({c.name: c.to_dict() for c in drawn}, indent=1) + "\n")
     pictures = activation_plots(drawn, title_of(model), about(some, threat, attack), out)
-    return {"attack": attack, "pictures": pictures, "classes": numbers}
+    return {**head_of(model, some, threat), "attack": attack, "pictures": pictures, "classes": numbers}
 
 
 def activity(features: Tensor) -> Activity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,11 @@ def class_names(data: Data) -> list[str]:
 def title_of(model: nn.Module) -> str:
     """A model's name, for pictures."""
     return str(name_of(model) or type(model).__name__)
+
+
+def head_of(model: nn.Module, data: Data, threat: Threat) -> dict[str, Any]:
+    """What every analysis says first: of which model its numbers are, and on what they were measured."""
+    return {"name": title_of(model), "dataset": data.name, "n": len(data), "threat": str(threat)}
 
 
 def about(data: Data, threat: Threat, call: str) -> str:
