@@ -83,7 +83,8 @@ def reproduce(name: str, folders: Iterable[str | Path] = ()) -> Reproduction:
 
     Args:
         name: `method:table`, such as "cifs:4.1".
-        folders: of result.json files to take besides the cards; they come first.
+        folders: of result.json files to take besides the cards, or of numbers.json files of analyses that state
+            "name", "dataset" and "n"; they come first.
 
     Raises:
         UnknownName: no such plugin or table.
@@ -170,7 +171,9 @@ def _measured(
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    path = folder / "result.json"
+    """What `zoo evaluate` or, where there is no result, an analysis that names its model left in a folder."""
+    numbers = folder / "numbers.json"
+    path = numbers if numbers.is_file() and not (folder / "result.json").is_file() else folder / "result.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
