@@ -16,7 +16,7 @@ NAME = "resnet10-cifar.natural_digits"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = ["stages.0.epochs=1", "stages.0.batch_size=256"]
+    settings = ["stages.0.epochs=1", "stages.0.batch_size=256", "holdout=129"]
     return zoo.train(NAME, out=tmp_path_factory.mktemp("run"), overrides=settings)
 
 
