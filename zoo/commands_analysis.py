@@ -44,7 +44,9 @@ def analyse(name: str, analysis: str, out: str | None, params: Sequence[str], **
 
 @click.command()
 @click.argument("table", default="")
-@click.option("--results", multiple=True, type=click.Path(), help="A folder of yours from evaluate or analyse.")
+@click.option(
+    "--results", multiple=True, type=click.Path(), help="A folder of yours from evaluate or analyse."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def reproduce(table: str, results: Sequence[str], as_json: bool) -> None:
     """Print a published TABLE (as cifs:4.1) beside what was measured here; without one, list them."""
