@@ -182,7 +182,7 @@ def test_data_that_do_not_fit_and_too_little_memory_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "resnet10-cifar.natural_digits"
-    with pytest.raises(ZooError, match="digits has images of 1 channel, .* takes 3"):
+    with pytest.raises(ZooError, match=r"digits has images of 1 channel, .* takes 3"):
         zoo.train(name, out=tmp_path, overrides=["model_kwargs.in_chans=3"], smoke=True)
 
     def greedy(*args: object, **kwargs: object) -> None:
