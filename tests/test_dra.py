@@ -296,11 +296,25 @@ def test_madry_and_trades_train_on_dra_images(plain: nn.Sequential, batch: tuple
     p, q = plain(x).softmax(1), plain(images).softmax(1)
     kl = (p * (p / q).log()).sum(1)
     assert torch.allclose(loss, F.cross_entropy(plain(x), y) + 3 * kl.mean(), atol=1e-8)
+
+
+def test_the_first_gradient_of_trades_is_taken_beside_the_image(
+    plain: nn.Sequential, batch: tuple[Tensor, Tensor]
+) -> None:
+    """At the image itself the divergence has none; the noise is no part of the perturbation."""
+    x, y = batch
+    step = step_of(plain, 0)
+    trades(plain, x, y, threat=THREAT, step=step, eps=8.0, steps=1, p=1.0)
+    images = seen(step)[1]
+    at = (x + 0.001 * step_of(plain, 0).normal(x)).requires_grad_(True)
     plain.eval()
-    noise = x + 8 / 255 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).double()
-    p, q, r = (plain(images).softmax(1).detach() for images in (x, images, noise))
-    ascended, at_random = ((p * (p / q).log()).sum(1), (p * (p / r).log()).sum(1))
-    assert float(ascended.mean()) > 5 * float(at_random.mean())  # its first gradient is not rounding noise
+    p, q = plain(x).softmax(1).detach(), plain(at).softmax(1)
+    (p * (p / q).log()).sum().backward()
+    plain.train()
+    g = at.grad
+    assert g is not None
+    scaled = g / g.abs().mean((1, 2, 3), keepdim=True)
+    assert torch.allclose(images, (x + 8 / 255 * scaled).clamp(0, 1), atol=1e-6)
 
 
 def test_a_gradient_flows_from_every_objective(plain: nn.Sequential, batch: tuple[Tensor, Tensor]) -> None:

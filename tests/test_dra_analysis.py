@@ -81,7 +81,7 @@ def test_calibration_finds_the_ratio_of_a_linear_model(kind: str, data: Data, tm
     }
     for curve in curves.values():
         assert curve[0][1] <= 0.1
-        assert curve[-1][1] >= 0.9
+        assert curve[-1][1] >= 0.95
         steps = [b[0] / a[0] for a, b in itertools.pairwise(curve)]
         assert max(steps) == pytest.approx(2**0.5)
         assert min(steps) == pytest.approx(2 ** (1 / 16))
@@ -187,6 +187,21 @@ def test_salience_counts_the_noise_where_the_gradient_is(
     share = sum(float(a[rows].sum() / a.sum()) for a, rows in zip(noise, largest, strict=True)) / 3
     assert found["DRA on the largest tenth"] == pytest.approx(share, abs=1e-6)
     assert found["DRA on the largest tenth"] > 2 * found["PGD on the largest tenth"]
+
+
+def test_pgd_is_that_of_the_thesis(natural: tuple[nn.Module, Data]) -> None:
+    """From the image, steps of eps over their number, so that only steps of one sign reach the border."""
+    model, data = natural
+    x, y, _ = analysis._right(model, data)
+    wanted = x
+    for _ in range(4):
+        at = wanted.clone().requires_grad_(True)
+        nn.functional.cross_entropy(model(at), y, reduction="sum").backward()
+        assert at.grad is not None
+        wanted = (x + (wanted + 0.1 / 4 * at.grad.sign() - x).clamp(-0.1, 0.1)).clamp(0, 1)
+    got = analysis._pgd(model, x, y, 0.1, 4)
+    assert torch.allclose(got, wanted, atol=1e-6)
+    assert 0.5 < float(((got - x).abs() > 0.0999).float().mean()) < 0.98
 
 
 def test_images_without_labels_or_never_right_are_refused(data: Data, tmp_path: Path) -> None:

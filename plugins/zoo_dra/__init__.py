@@ -102,7 +102,7 @@ RECIPES = [
         init_from="resnet32-cifar.natural_cifar10_jpeg",
         stages=(
             Stage(
-                epochs=4,
+                epochs=3,
                 objective=TRANSFER,
                 params={"eps": 2.0, "eps_end": 0.5},
                 optimizer=SGD.format(0.01),

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def success(
             values = []
             for p in shares:
                 progress.report(len(numbers) - 2, total)
-                values.append(_dra_success(model, x, y, unit * budget, steps, p, order))
+                values.append(_dra_success(model, x, y, unit, budget, steps=steps, p=p, order=order))
                 numbers[f"{order} eps={budget:g} p={_fraction(p)}"] = values[-1]
             curves[order][budget] = values
     for order in ORDERS:
@@ -158,54 +159,53 @@ def calibration(
 ) -> Numbers:
     """c(p), the ratio of PGD's eps to DRA's where either fools half of the images; the thesis has 2.55 at 1/3.
 
-    eps grows and shrinks by sqrt(2) until the success passes 90 % and 10 %, and the interval around 50 % is
-    halved three times; within it the success is taken to be linear in log eps. "first order" is the ratio that the gradient at the images alone predicts,
-    the mean over them.
+    eps grows and shrinks by sqrt(2) until the success passes 95 % and 10 %, and the interval around 50 % is
+    halved three times; within it the success is taken to be linear in log eps. "first order" is the ratio
+    that the gradient at the images alone predicts, the mean over them.
 
     Args:
         model, data, unit, steps: as in `success`.
         out: folder for calibration.png, and for curves.json with every point that was measured.
         ps: shares, separated by commas.
         pgd_steps: of PGD.
-        eps, pgd_eps: the pair that the thesis found equal: the accuracies of all images under both are given.
+        eps, pgd_eps: the pair that the thesis found equal, with p = 1/3.
 
     Returns:
-        c(p) for both orders and every p, as measured and to first order; `unit_factor`, what `unit` would be
-        multiplied by for the printed 2.55 at p = 1/3, where that is among `ps`; the accuracies at the printed
-        pair; kappa, the scale on which PGD would leave what table 4.3 says it leaves of a natural ResNet-50.
+        c(p) for both orders and every p, as measured and to first order; the accuracy over all images under
+        the thesis's pair; "unit_factor", what `unit` would be multiplied by for its 2.55, where 1/3 is among
+        `ps`; "kappa", the scale on which PGD would leave what table 4.3 says it leaves of a natural ResNet-50.
     """
     need_matplotlib()
-    shares = _numbers(ps)
+    shares, labels = _numbers(ps), [_fraction(p) for p in _numbers(ps)]
     x, y, clean = _right(model, data)
-    gradient = _gradient(model, x, y)
     pgd_curve = _curve(lambda e: _turned(model, y, _pgd(model, x, y, unit * e, pgd_steps)))
-    half = _half(pgd_curve)
-    numbers: Numbers = {"images": len(x), "clean": clean, "pgd eps": half}
-    curves: dict[tuple[str, float], Curve] = {}
+    numbers: Numbers = {"images": len(x), "clean": clean, "pgd eps": _half(pgd_curve)}
+    kept: dict[str, Curve] = {"PGD": pgd_curve}
+    for number, (order, p) in enumerate(itertools.product(ORDERS, shares)):
+        progress.report(number, len(ORDERS) * len(shares))
+        # without a mask there is no order
+        known = kept.get(f"DRA {ORDERS[0]} p=1") if p == 1 else None
+        curve = known or _curve(partial(_dra_success, model, x, y, unit, steps=steps, p=p, order=order))
+        kept[f"DRA {order} p={_fraction(p)}"] = curve
+        numbers[f"c {order} p={_fraction(p)}"] = numbers["pgd eps"] / _half(curve)
+    gradient = _gradient(model, x, y)
+    for order, p in itertools.product(ORDERS, shares):
+        numbers[f"first order {order} p={_fraction(p)}"] = first_order_ratio(gradient, p, order)
     for order in ORDERS:
-        for p in shares:
-            progress.report(len(curves), len(ORDERS) * len(shares))
-            known = curves.get((ORDERS[0], p)) if p == 1 else None  # without a mask there is no order
-            curves[order, p] = known or _dra_curve(model, x, y, unit, steps, p, order)
-            name = f"{order} p={_fraction(p)}"
-            numbers[f"c {name}"] = half / _half(curves[order, p])
-            numbers[f"first order {name}"] = first_order_ratio(gradient, p, order)
-        if (printed := numbers.get(f"c {order} p=1/3")) is not None:
-            numbers[f"unit_factor {order}"] = TEXT_RATIO / printed
-            turned = _dra_success(model, x, y, unit * eps, steps, 1 / 3, order)
-            numbers[f"accuracy DRA eps={eps:g} {order}"] = clean * (1 - turned)
+        if "1/3" in labels:
+            numbers[f"unit_factor {order}"] = TEXT_RATIO / numbers[f"c {order} p=1/3"]
+        turned = _dra_success(model, x, y, unit, eps, steps=steps, p=1 / 3, order=order)
+        numbers[f"accuracy DRA eps={eps:g} {order}"] = clean * (1 - turned)
     turned = _turned(model, y, _pgd(model, x, y, unit * pgd_eps, pgd_steps))
     numbers[f"accuracy PGD eps={pgd_eps:g}"] = clean * (1 - turned)
     for level, accuracy in TEXT_LEVELS.items():
         numbers[f"kappa at {level}"] = _where(pgd_curve, 1 - accuracy / clean) / level
-    kept = {"PGD": pgd_curve, **{f"DRA {order} p={_fraction(p)}": c for (order, p), c in curves.items()}}
     write_text(Path(out) / "curves.json", json.dumps(kept, indent=2) + "\n")
     about = f"{len(x)} images of {data.name} that are right without attack; eps in {_units(unit)}"
     ratios = {
-        name: {order: [numbers[f"{name} {order} p={_fraction(p)}"] for p in shares] for order in ORDERS}
+        name: {order: [numbers[f"{name} {order} p={p}"] for p in labels] for order in ORDERS}
         for name in ("c", "first order")
     }
-    labels = [_fraction(p) for p in shares]
     pictures.calibration_plot(kept, labels, ratios, TEXT_RATIO, Path(out) / "calibration.png", about)
     return {name: None if value != value else value for name, value in numbers.items()}  # JSON has no NaN
 
@@ -258,17 +258,11 @@ def _pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tens
 
 
 def _dra_success(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, p: float, order: str
+    model: nn.Module, x: Tensor, y: Tensor, unit: float, eps: float, *, steps: int, p: float, order: str
 ) -> float:
     parts = zip(x.split(128), y.split(128), strict=True)
-    adv = [ascend(model, a, b, eps=eps, steps=steps, p=p, order=order) for a, b in parts]
+    adv = [ascend(model, a, b, eps=unit * eps, steps=steps, p=p, order=order) for a, b in parts]
     return _turned(model, y, torch.cat(adv))
-
-
-def _dra_curve(
-    model: nn.Module, x: Tensor, y: Tensor, unit: float, steps: int, p: float, order: str
-) -> Curve:
-    return _curve(lambda eps: _dra_success(model, x, y, unit * eps, steps, p, order))
 
 
 def _turned(model: nn.Module, y: Tensor, x_adv: Tensor) -> float:
@@ -277,7 +271,7 @@ def _turned(model: nn.Module, y: Tensor, x_adv: Tensor) -> float:
 
 
 def _curve(rate: Callable[[float], float], start: float = 0.5, points: int = 24) -> Curve:
-    """Success at eps from where it is at most 10 % to where it is at least 90 %, denser around one half.
+    """Success at eps from where it is at most 10 % to where it is at least 95 %, denser around one half.
 
     Args:
         rate: success at an eps.
@@ -285,7 +279,7 @@ def _curve(rate: Callable[[float], float], start: float = 0.5, points: int = 24)
         points: how many there are at most before the halvings around one half.
     """
     curve = [(start, rate(start))]
-    while curve[-1][1] < 0.9 and len(curve) < points:
+    while curve[-1][1] < 0.95 and len(curve) < points:
         eps = curve[-1][0] * FACTOR
         curve.append((eps, rate(eps)))
     while curve[0][1] > 0.1 and len(curve) < points:
