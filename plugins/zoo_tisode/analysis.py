@@ -125,7 +125,7 @@ def _stands(
 def _draw_protocol(found: dict[str, Any], columns: list[str], path: Path) -> None:
     title = f"{found['name']} on {found['dataset']}"
     subtitle = f"{found['n']} images attacked, {found['noise_n']} with noise; clean {found['clean']:.1%}"
-    figure = new_figure(7.5, 0.9 + 0.42 * len(columns), title, subtitle)
+    figure = new_figure(7.5, 1.8 + 0.42 * len(columns), title, subtitle)
     axes = figure.add_subplot()
     for place, column in enumerate(reversed(columns)):
         among, of_all = found[column] or 0.0, found[f"{column} of all"]
