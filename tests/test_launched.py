@@ -197,7 +197,8 @@ def test_the_environment_of_a_launcher(
 def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [Launch(rank, 4, rank % 2).device(None) for rank in range(4)] == ["cuda:0", "cuda:1"] * 2
+    assert [Launch(4 + local, 6, local).device(None) for local in (0, 1)] == ["cuda:0", "cuda:1"]
+    assert Launch(2, 4, 1).device(None) == "cuda:1"  # the number on its machine decides
     assert Launch(1, 2, 1).device("cuda") == "cuda:1"
     assert Launch(1, 2, 1).device("cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
