@@ -1,0 +1,159 @@
+"""What the analyses share: images that count, budgets in the thesis's unit, accuracies of top-1 and top-5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo import progress
+from zoo.data import Data
+from zoo.errors import ZooError, unknown
+from zoo.grammar import parse_number, show_number
+from zoo.judging import DRAWS, Judge, enforce, seeded, vote
+from zoo.loading import name_of
+from zoo.pgd import frozen
+from zoo.task import device_of
+from zoo.threat import Threat
+from zoo_frequency.attack import METHODS, craft, find_source, white_box
+from zoo_frequency.defences import Defended
+
+PART = 512
+TOP = (1, 5)
+UNITS = ("normalised", "pixels")
+Numbers = dict[str, Any]
+
+
+def labelled(data: Data, device: torch.device) -> tuple[Tensor, Tensor]:
+    """All images in [0,1] and their labels, on a device.
+
+    Raises:
+        ZooError: there are no labels.
+    """
+    if data.labels is None:
+        raise ZooError(f"{data.name} has no labels; this analysis counts right answers")
+    return data.pixels().to(device), data.labels.to(device)
+
+
+def source_of(model: nn.Module, source: str, weights: str) -> tuple[nn.Module, str]:
+    """The network that transfer attacks are made on, and its name."""
+    found = find_source(model, source, weights, device_of(model))
+    return found, title_of(found)
+
+
+def title_of(model: nn.Module) -> str:
+    """A model's name, for numbers and pictures."""
+    return str(name_of(model) or type(model).__name__)
+
+
+def texts(text: str, separator: str) -> list[str]:
+    """The parts of a parameter.
+
+    Raises:
+        ZooError: there are none.
+    """
+    found = [part.strip() for part in str(text).split(separator) if part.strip()]
+    if not found:
+        raise ZooError(f"{text!r} names nothing; separate several by {separator!r}")
+    return found
+
+
+def methods_of(text: str) -> list[str]:
+    """Names of the thesis's attacks.
+
+    Raises:
+        UnknownName: no such attack.
+    """
+    names = texts(text, ",")
+    for name in names:
+        if name not in METHODS:
+            raise unknown("method", name, METHODS)
+    return names
+
+
+def budgets(text: str, unit: str, source: nn.Module) -> dict[str, Threat]:
+    """{eps as it is written: Linf ball in pixels}.
+
+    The thesis does not say whether its 0.15 and 0.25 are pixels (38/255 and 64/255) or units of the normalised
+    input of the attacked network; the figures fit the latter better (on ImageNet 8.6/255 and 14/255).
+
+    Args:
+        text: numbers separated by commas.
+        unit: "normalised" multiplies by the mean std of the source's normalisation; "pixels" does not.
+        source: the attacked network.
+
+    Raises:
+        UnknownName: no such unit.
+        ZooError: the source normalises nothing, or eps is above 1 in pixels.
+    """
+    if unit not in UNITS:
+        raise unknown("unit", str(unit), UNITS)
+    scale = 1.0
+    if unit == "normalised":
+        std = getattr(getattr(source, "normalize", None), "std", None)
+        if std is None:
+            raise ZooError(f"{title_of(source)} does not normalise its input; take --set unit=pixels")
+        scale = float(std.mean())
+    found = {}
+    for part in texts(text, ","):
+        eps = scale * parse_number(part)
+        if not 0 < eps <= 1:
+            raise ZooError(
+                f"eps={part} ({show_number(eps)} in pixels) must lie above 0 and at most at 1 in pixels"
+            )
+        found[part] = Threat(norm="linf", eps=eps)
+    return found
+
+
+def attacked(
+    network: nn.Module, x: Tensor, y: Tensor, threat: Threat, method: str, seed: int, steps: int | None = None
+) -> Tensor:
+    """Images made against a network by one of the thesis's attacks, inside the threat model."""
+    return _in_parts(
+        x, y, threat, lambda a, b: craft(network, a, b, threat, method=method, seed=seed, steps=steps)
+    )
+
+
+def _in_parts(x: Tensor, y: Tensor, threat: Threat, run: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    found = []
+    pairs = list(zip(x.split(PART), y.split(PART), strict=True))
+    for number, (images, labels) in enumerate(pairs):
+        with progress.part(number, len(pairs)):
+            found.append(enforce(threat, images, run(images, labels))[0])
+    return torch.cat(found) if found else x
+
+
+@torch.no_grad()
+def hits(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> dict[int, Tensor]:
+    """{k: whether the label is among the k best, bool `[N]`}, for 1 and 5; random layers draw once, from `seed`."""
+    with frozen(model), seeded(seed, x.device):
+        logits = torch.cat([model(part).float() for part in x.split(256)])
+    best = logits.topk(min(max(TOP), logits.shape[1]), dim=1).indices == y[:, None]
+    return {k: best[:, :k].any(1) for k in TOP}
+
+
+def shares(found: dict[int, Tensor]) -> Iterator[tuple[str, float]]:
+    """("top-1", accuracy) and ("top-5", accuracy)."""
+    for k, right in found.items():
+        yield f"top-{k}", round(float(right.float().mean()), 6)
+
+
+def adaptive(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, steps: int, seed: int
+) -> tuple[float, float]:
+    """Accuracy without an attack, and under the white-box attack, through every layer of the model.
+
+    A stochastic defence is attacked through the mean of several draws and judged by the vote of several.
+    """
+    random = isinstance(model, Defended) and model.stochastic
+    judge = Judge(model, draws=DRAWS if random else 1, seed=seed)
+    with frozen(model):
+        clean = vote(judge.right(x, y))
+        with seeded(seed, x.device):
+            adv = _in_parts(
+                x, y, threat, lambda a, b: white_box(judge.target, a, b, threat, seed=seed, steps=steps)
+            )
+        right = clean & vote(judge.right(adv, y))
+    return round(float(clean.float().mean()), 6), round(float(right.float().mean()), 6)

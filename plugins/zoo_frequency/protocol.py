@@ -1,0 +1,138 @@
+"""Tables 5.1 and 5.2: a network behind input transformations, under the transfer protocol and under a white box."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+
+from zoo import progress
+from zoo.data import Data
+from zoo.drawing import need_matplotlib
+from zoo.errors import ZooError
+from zoo.task import device_of
+from zoo_frequency import pictures
+from zoo_frequency.defences import defend, jpeg
+from zoo_frequency.inputs import TileInput
+from zoo_frequency.measure import (
+    Numbers,
+    adaptive,
+    attacked,
+    budgets,
+    hits,
+    labelled,
+    methods_of,
+    shares,
+    source_of,
+    texts,
+    title_of,
+)
+
+
+def protocol(
+    model: nn.Module,
+    data: Data,
+    *,
+    out: str | Path,
+    eps: str = "0.15,0.25",
+    unit: str = "normalised",
+    defences: str = "none;bits;median;average;pd;pd+bits;pd+median;pd+average",
+    methods: str = "pgd,bim,mim",
+    both_right: bool = True,
+    jpeg_quality: int = 0,
+    crop: bool = True,
+    white_steps: int = 40,
+    source: str = "",
+    source_weights: str = "",
+    seed: int = 0,
+) -> Numbers:
+    """The thesis's tables, and beside each of its figures what an attacker who knows the defence leaves.
+
+    "transfer": images made against the undefended source, shown to this network behind each defence. For an image
+    network, which is its own source, "none" is a white box, and the rows behind defences are attacks that do not
+    know the defence. "white box": the three attacks on this network itself, and "adaptive", the worst of the
+    gradients that defence and network offer (`zoo_frequency.attack.white_box`), on each defence.
+
+    Args:
+        model: any classifier.
+        data: with labels.
+        out: folder for protocol.png.
+        eps, unit: budgets, see `zoo_frequency.measure.budgets`.
+        defences: chains as in `zoo_frequency.defences.defend`, separated by semicolons.
+        methods: the thesis's attacks.
+        both_right: count only images that the source and the network get right without attack or defence, as on
+            ImageNet in the thesis; False counts all, as on its other data.
+        jpeg_quality: save the attacked images as JPEG of that quality and read them again, as the thesis does on
+            ImageNet (PIL's default is 75), which alone takes part of an attack away; 0 keeps them in memory.
+        crop: False takes the middle square of tile networks away: the thesis's "no center crop".
+        white_steps: of the adaptive attack; 0 leaves it out.
+        source, source_weights: the attacked network, as in `zoo_frequency.attack.transfer`.
+        seed: of random starts and random defences.
+
+    Returns:
+        Names, the number of images that count, and accuracies "clean DEFENCE top-1", "transfer DEFENCE METHOD EPS
+        top-1", "white-box none METHOD EPS top-1", "white-box DEFENCE adaptive EPS top-1", and the same for top-5
+        but for the adaptive attack.
+    """
+    need_matplotlib()
+    attacked_network, source_name = source_of(model, source, source_weights)
+    threats = budgets(eps, unit, attacked_network)
+    chains, chosen = texts(defences, ";"), methods_of(methods)
+    x, y = labelled(data, device_of(model))
+    numbers: Numbers = {"name": title_of(model), "dataset": data.name, "source": source_name}
+    with cropped(model, crop):
+        if both_right:
+            right = hits(model, x, y)[1] & hits(attacked_network, x, y)[1]
+            if not bool(right.any()):
+                raise ZooError(f"{title_of(model)} and {source_name} get no image of {data.name} both right")
+            x, y = x[right], y[right]
+        numbers |= {"n": len(x), "eps_in_pixels": {text: threat.eps for text, threat in threats.items()}}
+        networks = {chain: defend(model, chain) for chain in chains}
+        for chain, network in networks.items():
+            numbers |= {f"clean {chain} {top}": value for top, value in shares(hits(network, x, y, seed))}
+        total = len(threats) * (2 * len(chosen) + len(chains))
+        done = 0
+        for text, threat in threats.items():
+            for kind, target in (("transfer", attacked_network), ("white-box", model)):
+                for method in chosen:
+                    with progress.part(done, total):
+                        adv = attacked(target, x, y, threat, method, seed)
+                    done += 1
+                    adv = jpeg(adv, jpeg_quality) if jpeg_quality else adv
+                    shown = networks if kind == "transfer" else {"none": model}
+                    for chain, network in shown.items():
+                        for top, value in shares(hits(network, adv, y, seed)):
+                            numbers[f"{kind} {chain} {method} {text} {top}"] = value
+            for chain, network in networks.items() if white_steps else ():
+                with progress.part(done, total):
+                    _, value = adaptive(network, x, y, threat, steps=white_steps, seed=seed)
+                done += 1
+                numbers[f"white-box {chain} adaptive {text} top-1"] = value
+    pictures.protocol_plot(
+        numbers, chains, chosen, list(threats), bool(white_steps), Path(out) / "protocol.png"
+    )
+    return numbers
+
+
+@contextlib.contextmanager
+def cropped(model: nn.Module, crop: bool) -> Iterator[None]:
+    """Inside, tile networks see all of an image where `crop` is False.
+
+    Raises:
+        ZooError: the network does not crop.
+    """
+    layers = [
+        module for module in model.modules() if isinstance(module, TileInput) and module.crop is not None
+    ]
+    if not crop and not layers:
+        raise ZooError(f"{title_of(model)} crops nothing; leave out crop=false")
+    before = [layer.crop for layer in layers]
+    for layer in layers:
+        layer.crop = layer.crop if crop else None
+    try:
+        yield
+    finally:
+        for layer, size in zip(layers, before, strict=True):
+            layer.crop = size
