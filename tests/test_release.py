@@ -9,7 +9,9 @@ import pytest
 
 import zoo
 from zoo.errors import ZooError
+from zoo.registry import registry
 from zoo.release import add_card
+from zoo.reproduce import reproduce
 
 NAME = "resnet10-cifar.natural_digits"
 
@@ -42,3 +44,37 @@ def test_the_card_of_a_best_epoch_says_by_what_it_was_chosen(run: Path, tmp_path
 def test_a_run_of_another_model_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=r"trained as resnet10-cifar\.natural_digits"):
         add_card("resnet10-cifar.at_digits", run, to=tmp_path, diagnosis=False)
+
+
+def test_analyses_stand_on_the_card_where_reproduce_finds_them(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ZooError, match="unknown analysis 'cifs-top'"):
+        add_card(NAME, run, to=tmp_path, analyses=["cifs-top"])  # before it is diagnosed
+    calls = ["cifs-top-k(columns=FGSM, k=2)", "cifs-top-k(columns=FGSM, k=1)"]
+    folder = add_card(NAME, run, to=tmp_path / "cards", n=40, diagnosis=False, force=True, analyses=calls)
+    card = json.loads((folder / "results.json").read_text())
+    assert card["results"][0]["n"] == 40
+    first, second = card["analyses"]
+    assert first["analysis"] == "cifs-top-k(columns=FGSM,k=2)"
+    assert (first["name"], first["dataset"], first["n"]) == (NAME, "digits", 500)
+    assert set(first) - set(second) == {"natural top-2", "FGSM top-2"}
+    text = (folder / "README.md").read_text()
+    assert "## Analysis `cifs-top-k(columns=FGSM,k=2)`\n\n500 images of digits" in text
+    assert f"| FGSM top-2 | {first['FGSM top-2']:.6g} |" in text
+    # rounded to float16, as the card's weights are
+    model = zoo.load(f"local-dir:{folder}")
+    x = zoo.data.load_data("digits", "test")
+    assert first["natural top-1"] == pytest.approx(float((model(x.pixels()).argmax(1) == x.labels).float().mean()), abs=1e-6)  # fmt: skip
+    paper = tmp_path / "paper"
+    paper.mkdir()
+    (paper / "paper.csv").write_text("table,row,column,value,std,unit\n1,A,top-2,80,,%\n1,B,top-2,70,,%\n")
+    mapping = {"1": {"rows": {"A": NAME}, "columns": {"top-2": "FGSM top-2"}}}
+    (paper / "tables.json").write_text(json.dumps(mapping))
+    (plugin,) = [p for p in registry().plugins if p.name == "cifs"]
+    monkeypatch.setattr(plugin, "folder", str(paper))
+    monkeypatch.setenv("ZOO_WEIGHTS", str(tmp_path / "cards"))
+    found = reproduce("cifs:1")
+    assert [cell.measured for cell in found.cells] == [pytest.approx(100 * first["FGSM top-2"]), None]
+    epochs = registry().recipe(NAME).stages[0].epochs
+    assert found.sources == (f"A: {NAME}, {epochs} epochs, n = 500 of digits",)

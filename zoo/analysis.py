@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from zoo import progress
 from zoo.data import load_data
@@ -21,7 +22,7 @@ from zoo.task import find_subject, find_threat
 
 
 def analyse(
-    name: str,
+    name: str | nn.Module,
     analysis: str,
     *,
     out: str | Path,
@@ -36,10 +37,10 @@ def analyse(
     """Run an analysis of a plugin on a model.
 
     Args:
-        name: as in `zoo.load`.
+        name: as in `zoo.load`, or a model.
         analysis: of a plugin; `zoo analyse NAME` lists them.
         out: a folder for its pictures and for numbers.json.
-        weights: as in `zoo.load`.
+        weights: as in `zoo.load`; only with a name.
         data: a data set, whose test split is used; None for that of the model's recipe.
         n: images, from the first; None for all.
         params: of the analysis. A parameter "threat" that is left empty becomes that of the model's recipe.
@@ -56,11 +57,11 @@ def analyse(
     given = {**spec.params, **(params or {})}
     if strange := sorted(set(given) - set(spec.params)):
         raise unknown(f"parameter of {spec.name}", strange[0], spec.params)
-    model = load(name, weights=weights, device=find_device(device))
+    model = load(name, weights=weights, device=find_device(device)) if isinstance(name, str) else name
     subject = find_subject(model, device)
     chosen = data or (subject.recipe.dataset if subject.recipe else "")
     if not chosen:
-        raise ZooError(f"{name} has no recipe that names a data set; name one with --data")
+        raise ZooError(f"{subject.name} has no recipe that names a data set; name one with --data")
     images = load_data(chosen, "test", root=data_root)
     images = images if n is None else images.subset(n)
     if "threat" in given:

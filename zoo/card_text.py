@@ -18,12 +18,14 @@ def prose(
     recipe: Recipe,
     rows: Sequence[Mapping[str, Any]],
     explain: Mapping[str, str],
+    analyses: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The README of a card, below its head.
 
     Args:
         rows: results, as `Result.to_dict()` gives them.
         explain: a sentence for each flag.
+        analyses: what analyses found, as `zoo.cards.stage` takes it.
     """
     source = f" Paper: {spec.paper}." if spec.paper else ""
     summary = f"{spec.summary}; {recipe.summary}" if recipe.summary else spec.summary
@@ -31,6 +33,7 @@ def prose(
     parts.append("## Results\n\n" + (results_table(rows) if rows else "Not measured yet."))
     parts += [_attack_table(row) for row in rows]
     parts += [_diagnosis(row["extra"]["diagnosis"]) for row in rows if row["extra"].get("diagnosis")]
+    parts += [_analysis(found) for found in analyses]
     if explain:
         lines = "\n".join(f"* `{flag}`: {reason}" for flag, reason in sorted(explain.items()))
         parts.append(f"## Flags\n\nThe evaluation raised these, for these reasons:\n\n{lines}")
@@ -114,6 +117,14 @@ def _diagnosis(found: Mapping[str, Any]) -> str:
     ]
     head = f"## Diagnosis\n\n{found['n']} images, {found['threat']}; `zoo diagnose` runs it again."
     return "\n\n".join([head, table, *(["\n".join(meanings)] if meanings else [])])
+
+
+def _analysis(found: Mapping[str, Any]) -> str:
+    """The single numbers of an analysis; its lists stay in results.json."""
+    about = ("analysis", "name", "dataset", "n")
+    numbers = [(k, f"{v:.6g}") for k, v in found.items() if isinstance(v, int | float) and k not in about]
+    head = f"## Analysis `{found['analysis']}`\n\n{found['n']} images of {found['dataset']}; 'zoo analyse' runs it again."
+    return f"{head}\n\n{_markdown(('number', 'value'), numbers)}" if numbers else head
 
 
 def results_table(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -37,6 +37,7 @@ def stage(
     *,
     examples: Path | None = None,
     explain: Mapping[str, str] | None = None,
+    analyses: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write `to/<model>.<tag>`, exactly the Hub repository, and prove that it loads as the same function.
 
@@ -47,6 +48,7 @@ def stage(
         to: where card folders lie; a folder that is there already is replaced as a whole.
         examples: per-example verdicts to put beside them, if the file exists.
         explain: a sentence for each flag that a result raises.
+        analyses: what analyses found of the rounded model, each with its "analysis", "dataset" and "n".
 
     Raises:
         ZooError: a result has no protocol, an unexplained flag, or belongs to another model or to other
@@ -61,7 +63,7 @@ def stage(
         with atomic_folder(target) as folder:
             _write_model(name, model, folder)
             _check_same_function(model, folder, results)
-            _write_card(name, results, explain, folder)
+            _write_card(name, results, explain, folder, analyses)
             if examples is not None and examples.is_file():
                 shutil.copyfile(examples, folder / "examples.safetensors")
     except OSError as error:
@@ -176,11 +178,18 @@ def _check_same_function(model: nn.Module, folder: Path, results: Sequence[Resul
             )
 
 
-def _write_card(name: Name, results: Sequence[Result], explain: Mapping[str, str], folder: Path) -> None:
+def _write_card(
+    name: Name,
+    results: Sequence[Result],
+    explain: Mapping[str, str],
+    folder: Path,
+    analyses: Sequence[Mapping[str, Any]] = (),
+) -> None:
     rows = [result.to_dict() for result in results]
+    further = {"explain": dict(explain), "analyses": [dict(found) for found in analyses]}
     _write_json(
         folder / "results.json",
-        {"schema": SCHEMA, "results": rows, **({"explain": dict(explain)} if explain else {})},
+        {"schema": SCHEMA, "results": rows, **{key: value for key, value in further.items() if value}},
     )
     reg = registry()
     spec, recipe = reg.model(name), reg.recipe(name)
@@ -190,7 +199,8 @@ def _write_card(name: Name, results: Sequence[Result], explain: Mapping[str, str
         write_text(folder / ".eval_results" / filename, _dump_yaml(entries))
     head = _front_matter(name, spec, recipe, dataset, results)
     write_text(
-        folder / "README.md", f"---\n{head.strip()}\n---\n\n{prose(name, spec, recipe, rows, explain)}"
+        folder / "README.md",
+        f"---\n{head.strip()}\n---\n\n{prose(name, spec, recipe, rows, explain, analyses)}",
     )
 
 

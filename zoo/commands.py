@@ -48,6 +48,10 @@ def cards() -> None:
 @click.option("--to", default=None, type=click.Path(), help="Default: the bundled model_cards/.")
 @click.option("--data-root", type=click.Path(), help="Where data sets lie (or ZOO_DATA).")
 @click.option("--attack", "attacks", multiple=True, help="A further attack to measure.")
+@click.option("--analysis", "analyses", multiple=True, help="An analysis whose numbers the card keeps.")
+@click.option(
+    "-n", "n", type=int, help="How many images, from the first; the analyses choose for themselves."
+)
 @click.option("--force", is_flag=True, help="Also of a run with overrides, a smoke test or another name.")
 @click.option("--device", help="cpu, cuda, ...; default: the first GPU, or the CPU.")
 @click.option("--diagnose/--no-diagnose", "diagnosis", default=True, help="Run 'zoo diagnose' for the card.")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from zoo import cards, hub
+from zoo.analysis import analyse
 from zoo.catalogue import WEIGHTS_FILE, cards_dir, full_name, local_folder
 from zoo.diagnose import diagnose, has_ball
 from zoo.errors import NoWeights, ZooError
 from zoo.evaluation import evaluate
 from zoo.files import sha256_of
-from zoo.grammar import Name
+from zoo.grammar import Name, parse_call
 from zoo.loading import find_device, load
 from zoo.provenance import RECORD_FILE
 from zoo.registry import registry
@@ -30,11 +34,13 @@ def add_card(
     to: str | Path | None = None,
     data_root: str | Path | None = None,
     attacks: Sequence[str] = (),
+    n: int | None = None,
     explain: Mapping[str, str] | None = None,
     pin: bool | None = None,
     force: bool = False,
     device: str | None = None,
     diagnosis: bool = True,
+    analyses: Sequence[str] = (),
 ) -> Path:
     """Round trained weights to float16, measure the rounded model, and write its card folder and its pin.
 
@@ -44,6 +50,7 @@ def add_card(
         to: where card folders lie; default the bundled `model_cards/`.
         data_root: where data sets lie; None for `ZOO_DATA`.
         attacks: attacks beyond the suite `quick`.
+        n: images, from the first; None for all.
         explain: a sentence for each flag that the result raises.
         pin: write the sha256 into the plugin's weights.json, which makes these the published weights; None
             does so for the bundled `model_cards/` only.
@@ -51,6 +58,7 @@ def add_card(
         device: where to measure; None for the first GPU, or the CPU.
         diagnosis: run `zoo.diagnose` before anything else, for the card; its flags need reasons too. Threat
             models without a ball have none.
+        analyses: calls of analyses, such as "cifs-top-k(k=3)", whose numbers the card keeps for `zoo reproduce`.
 
     Returns:
         The card folder, which is the Hub repository.
@@ -59,6 +67,8 @@ def add_card(
         ZooError: see `zoo.load`, `zoo.evaluate` and `zoo.cards.stage`.
     """
     full = full_name(name)
+    for call in analyses:
+        registry().entry("analyses", parse_call(call).name)  # before the long part
     explain = {**(explain or {}), **_of_run(full, Path(weights), force)}
     pin = to is None if pin is None else pin
     model = load(str(full), weights=weights, device=find_device(device))
@@ -73,18 +83,37 @@ def add_card(
     result = evaluate(
         model,
         attacks=attacks,
+        n=n,
         data_root=data_root,
         diagnosis=found or False,
         out=scratch,
         show_progress=True,
     )
     folder = cards.stage(
-        full, model, [result], root, examples=scratch / "examples.safetensors", explain=explain
+        full,
+        model,
+        [result],
+        root,
+        examples=scratch / "examples.safetensors",
+        explain=explain,
+        analyses=[
+            _analysed(model, call, scratch / f"analysis{number}", data_root)
+            for number, call in enumerate(analyses)
+        ],
     )
     if pin:
         hub.write_pin(full, Weights(sha256=sha256_of(folder / WEIGHTS_FILE)))
         registry.cache_clear()
     return folder
+
+
+def _analysed(model: nn.Module, call: str, out: Path, data_root: str | Path | None) -> dict[str, Any]:
+    """The numbers of an analysis; its pictures stay in `out`."""
+    parsed = parse_call(call)
+    found = analyse(
+        model, parsed.name, out=out, params=parsed.params, data_root=data_root, show_progress=True
+    )
+    return {"analysis": str(parsed), **found}
 
 
 def _of_run(name: Name, weights: Path, force: bool) -> dict[str, str]:

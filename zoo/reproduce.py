@@ -161,7 +161,9 @@ def _measured(
 ) -> tuple[float | None, str]:
     """The least of some numbers in the first result of the model that has all, and what it was measured on."""
     name = parse_name(model, tag="required")
-    for result in (*(r for r in extra if r.get("name") == str(name)), *read_card(name).get("results", [])):
+    card = read_card(name)
+    stored = (*card.get("results", []), *card.get("analyses", []))
+    for result in (*(r for r in extra if r.get("name") == str(name)), *stored):
         known: dict[str, Any] = {**result.get("per_attack", {}), **result.get("extra", {}), **result}
         values = [known[metric] for metric in metrics if isinstance(known.get(metric), int | float)]
         if len(values) == len(metrics):
