@@ -17,7 +17,7 @@ from zoo.share import Share, drawn
 
 
 class Augmentation(Protocol):
-    """Images to images of the same shape, drawn anew for each image."""
+    """Images to images, drawn anew for each image; of the same shape, except where a window is cut out."""
 
     def __call__(self, images: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
         """Augment the images of a share of a batch (None: the whole batch)."""
@@ -108,4 +108,41 @@ def _noise(sigma: float = 0.1) -> Augmentation:
     return apply
 
 
-_AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {"crop": _crop, "flip": _flip, "noise": _noise}
+def _patch(size: int = 50) -> Augmentation:
+    """Cut a square window of `size` pixels at a random place of each image; nothing is padded."""
+    if _number("patch: size", size, 1, 8192) != int(size):
+        raise ZooError(f"patch: size={size!r}: it must be a whole number of pixels")
+    side = int(size)
+
+    def apply(images: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+        n, _, height, width = images.shape
+        if side > min(height, width):
+            raise ZooError(f"patch: size={side} does not fit into images of {height}x{width} pixels")
+        spread = torch.tensor([height - side + 1, width - side + 1])
+        corner = (drawn(torch.rand, (n, 2), generator, share) * spread).long().tolist()
+        windows = zip(images, corner, strict=True)
+        return torch.stack([image[:, a : a + side, b : b + side] for image, (a, b) in windows])
+
+    return apply
+
+
+def _dihedral() -> Augmentation:
+    """Turn each square image by 0, 90, 180 or 270 degrees and mirror it or not: eight modes, equally likely."""
+
+    def apply(images: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+        if images.shape[2] != images.shape[3]:
+            raise ZooError(f"dihedral: images of {images.shape[2]}x{images.shape[3]} pixels are no squares")
+        mode = drawn(partial(torch.randint, 0, 8), (len(images),), generator, share).tolist()
+        turned = [torch.rot90(image, m % 4, (1, 2)) for image, m in zip(images, mode, strict=True)]
+        return torch.stack([x.flip(2) if m >= 4 else x for x, m in zip(turned, mode, strict=True)])
+
+    return apply
+
+
+_AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
+    "crop": _crop,
+    "flip": _flip,
+    "noise": _noise,
+    "patch": _patch,
+    "dihedral": _dihedral,
+}

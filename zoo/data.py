@@ -39,7 +39,7 @@ class Stream(Protocol):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
+        """(C, H, W) of every image; H and W are 0 where images differ in size and come one by one."""
 
     def __len__(self) -> int: ...
 
@@ -76,7 +76,7 @@ class Data:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
+        """(C, H, W) of every image; H and W are 0 where images differ in size: then `batch` takes one row."""
         channels, height, width = self.source.shape[-3:]
         return channels, height, width
 
@@ -118,6 +118,10 @@ class Data:
     def _decode(self, rows: Sequence[int], size: int) -> Tensor:
         """The images of a stream, if they fit into memory with `size` bytes per number."""
         assert not isinstance(self.source, Tensor)
+        if 0 in self.shape:
+            raise ZooError(
+                f"the images of {self.name} differ in size and only come one by one: data.batch(rows)"
+            )
         need, memory = len(rows) * size * int(np.prod(self.shape)), _memory()
         if memory is not None and need > memory / 2:
             raise ZooError(
@@ -335,6 +339,25 @@ def check_fits(
         raise ZooError(
             f"{data.name} has images of {height}x{width} pixels, {model} takes "
             f"{input_size[-2]}x{input_size[-1]}; take a data set of that size, or one with size=, as folder"
+        )
+
+
+def check_images(data: Data, channels: int, model: str = "the model") -> None:
+    """Refuse a data set whose images are neither targets nor pairs for a denoiser (`zoo.spec.Dataset`).
+
+    Args:
+        data: the set.
+        channels: that the model takes and gives.
+        model: its name, for the message.
+
+    Raises:
+        ZooError: one line with what differs and what to do.
+    """
+    found = data.shape[0]
+    if found not in (channels, 2 * channels):
+        raise ZooError(
+            f"{data.name} has images of {_count(found, 'channel')}, {model} takes {channels} (or pairs of "
+            f"{2 * channels}); take a model of {_count(found, 'channel')} or another data set"
         )
 
 

@@ -18,6 +18,8 @@ def learning_plot(
 ) -> Path:
     """Write a PNG with the loss and its terms on the left and accuracies in per cent on the right.
 
+    Where a term is called psnr, the right is for those, in dB.
+
     Epochs are counted over all stages, and a dotted line stands where a stage begins.
 
     Args:
@@ -36,14 +38,16 @@ def learning_plot(
         raise MissingExtra("plot", "a plot") from error
     names = list(dict.fromkeys(key for row in rows for key in row))
     names = [key for key in names if key not in ("stage", "epoch", "seconds")]
+    decibels = [key for key in names if "psnr" in key]
     shares = [key for key in names if "accuracy" in key or key.startswith(("held_out", "test"))]
+    shares = decibels or shares
     figure = Figure(figsize=(10, 3.8), layout="constrained", dpi=150)
     left, right = figure.subplots(1, 2)
     _draw(left, rows, [key for key in names if key not in shares], 1.0)
-    _draw(right, rows, shares, 100.0)
+    _draw(right, rows, shares, 1.0 if decibels else 100.0)
     left.set_ylabel("loss and its terms", color=_INK)
-    right.set_ylabel("accuracy in %", color=_INK)
-    if shares:
+    right.set_ylabel("PSNR in dB" if decibels else "accuracy in %", color=_INK)
+    if shares and not decibels:
         right.set_ylim(0, 102)
     last_stage = [number for number, row in enumerate(rows, 1) if row["stage"] == rows[-1]["stage"]]
     for axes in (left, right):

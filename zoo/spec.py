@@ -59,6 +59,7 @@ class ModelSpec:
     views: str = ""  # "mod:fn"; fn(model) -> {name: module}: what an attack may target besides the logits
     attack: str = ""  # call of the model's own adaptive attack, e.g. "cifs-joint(steps=20)"
     twin: str = ""  # the same backbone without the defence
+    suite: str = "quick"  # the protocol that measures it unless another is named
 
     @property
     def timm_name(self) -> str:
@@ -84,6 +85,7 @@ class Stage:
     params: Mapping[str, Any] = field(default_factory=dict)
     regularizers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # {"mod:fn": {"weight": 0.1}}
     batch_size: int = 128
+    repeats: int = 1  # how often an epoch shows each image, as different windows of it for example
     optimizer: str = "sgd(lr=0.1, momentum=0.9, weight_decay=0.0005)"
     schedule: str = "constant()"
     augment: str = ""  # e.g. "crop(padding=4) flip()"
@@ -123,6 +125,8 @@ class Dataset:
     """A data set; `load(split, root, **params) -> (uint8 images NCHW, int64 labels or None)`, or `zoo.data.Data`.
 
     A call such as "folder(size=64)" sets the params; one that is named `input_size` is given what the model takes.
+    With target "image", images are what a model shall give back: [N,C,H,W] where noise is still to be added,
+    or [N,2C,H,W], the channels of a noisy observation before those of its target.
     """
 
     name: str
@@ -137,7 +141,13 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Attack:
-    """`run(model, x, y, threat, *, seed, **params) -> x_adv`; pixels in [0,1], labels int64."""
+    """`run(model, x, y, threat, *, seed, **params) -> x_adv`; pixels in [0,1], labels int64.
+
+    On a denoiser `x` are noisy observations and `y` the clean images, float in [0,1], of the same shape. What
+    is observed says `observe`, "mod:fn"; fn(x, *, threat, seed, mean_size, **params) -> (observations, what
+    may be changed of them, a Threat or None), from clean images [N,C,H,W], the measured threat model and the
+    mean number of values of an image over the data set.
+    """
 
     name: str
     run: str
@@ -146,6 +156,7 @@ class Attack:
     white_box: bool = True
     params: Mapping[str, Any] = field(default_factory=dict)  # defaults; also the names that a call may set
     threat: str = ""  # "mod:fn"; fn(**params) -> Threat: of an attack that brings a threat model of its own
+    observe: str = ""  # of an attack on denoisers that adds noise to clean images
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -186,7 +197,7 @@ _CODE_FIELDS = {
     ModelSpec: ("arch", "views"),
     Recipe: ("validate",),
     Dataset: ("load",),
-    Attack: ("run", "threat"),
+    Attack: ("run", "threat", "observe"),
     Analysis: ("run",),
     Command: ("command",),
     Protocol: (),
@@ -244,6 +255,8 @@ def validate(spec: Spec) -> None:
             refuse("a recipe needs at least one stage")
         for stage in spec.stages:
             _check_code(stage, refuse)
+            if stage.repeats < 1:
+                refuse(f"repeats={stage.repeats} of a stage must be at least 1")
             for target in stage.regularizers:
                 _check_target("regularizer", target, refuse)
             for call in (stage.optimizer, stage.schedule, *stage.augment.split()):

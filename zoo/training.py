@@ -23,7 +23,7 @@ from zoo import progress
 from zoo.batches import Batches
 from zoo.catalogue import WEIGHTS_FILE, full_name
 from zoo.checkpoint import Checkpoints
-from zoo.data import Data, augment, check_fits, declared_shape, load_data
+from zoo.data import Data, augment, check_fits, check_images, declared_shape, load_data
 from zoo.errors import MissingExtra, ZooError
 from zoo.files import write_text
 from zoo.grammar import parse_name
@@ -47,7 +47,7 @@ __all__ = ["BEST_FILE", "Heads", "Objective", "Step", "override", "train"]
 
 LOG_FILE, CURVE_FILE = "log.jsonl", "learning.png"
 SMOKE_STEPS = 2
-SHOWN = ("loss", "accuracy", "robust_accuracy")  # beside the expected end
+SHOWN = ("loss", "accuracy", "robust_accuracy", "psnr")  # beside the expected end
 
 
 def train(
@@ -217,7 +217,8 @@ class _Run:
         """The batches of an epoch that are still to do."""
         at = self.at
         augmentation = augment(stage.augment)
-        order = torch.randperm(len(self.data), generator=self._generator("order", at.stage, at.epoch))
+        draw = self._generator("order", at.stage, at.epoch)
+        order = torch.cat([torch.randperm(len(self.data), generator=draw) for _ in range(stage.repeats)])
         batches = [batch for batch in order.split(stage.batch_size) if len(batch) >= self.group.count]
         batches = batches[:SMOKE_STEPS] if self.smoke else batches
         shares = [self.group.share(len(batch)) for batch in batches]
@@ -307,10 +308,12 @@ class _Run:
 
 
 def _check_fits(recipe: Recipe, data: Data) -> None:
-    """Refuse a data set that a classifier cannot take, before anything is computed."""
+    """Refuse a data set that the model cannot take, before anything is computed."""
     spec = registry().model(recipe.model)
-    if spec.task == "classify":
-        channels = recipe.model_kwargs.get("in_chans", spec.input_size[0])
+    channels = recipe.model_kwargs.get("in_chans", spec.input_size[0])
+    if spec.task == "denoise":
+        check_images(data, channels, model=recipe.name)
+    else:
         check_fits(
             data, channels, recipe.model_kwargs.get("num_classes", spec.num_classes), model=recipe.name
         )

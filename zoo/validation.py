@@ -1,7 +1,7 @@
 """Which epoch is best: what is put aside, how a model is measured on it, and what is kept.
 
 A validation (`Recipe.validate`) is `fn(model, x, y, threat, *, seed) -> {name: value}` on uint8 images;
-larger is better, and the first value decides.
+larger is better, and the first value decides. Without labels y is all zeros.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class Selection:
         if self.held is None:
             return {}, best
         rows = torch.arange(len(self.held))
-        assert self.held.labels is not None
-        x, y = self.held.batch(rows).to(device), self.held.labels.to(device)
+        labels = self.held.labels if self.held.labels is not None else torch.zeros_like(rows)
+        x, y = self.held.batch(rows).to(device), labels.to(device)
         with progress.silent():
             validate = resolve(self.recipe.validate)
             found: dict[str, float] = validate(model, x, y, self.recipe.threat, seed=self.recipe.seed)
