@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,8 +153,8 @@ def _processors() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def read_image(path: Path, transform: Transform) -> NDArray[np.uint8]:
-    """One file as uint8 [C,H,W].
+def read_image(path: Path, transform: Callable[[Any], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """One file as uint8 [C,H,W], as `transform` makes it of a PIL image.
 
     Raises:
         ZooError: it is missing, damaged, or has more than 8 bits per channel; the message names the file.
@@ -189,20 +189,30 @@ def common_size(base: Path, names: Sequence[str]) -> tuple[int, int]:
     Raises:
         ZooError: they differ, or a file is no image.
     """
+    sizes = file_sizes(base, names)
+    for name, (height, width) in zip(names, sizes, strict=True):
+        if (height, width) != sizes[0]:
+            raise ZooError(
+                f"{base / names[0]} has {sizes[0][1]}x{sizes[0][0]} pixels, {name} has {width}x{height}; "
+                "give one size for all of them, such as --data 'folder(size=64)'"
+            )
+    return sizes[0]
+
+
+def file_sizes(base: Path, names: Sequence[str]) -> list[tuple[int, int]]:
+    """(H, W) of every file, from their headers.
+
+    Raises:
+        ZooError: a file is no image.
+    """
     sizes: list[tuple[int, int]] = [(0, 0)] * len(names)
 
     def look(place: int) -> None:
         with _opened(base / names[place]) as image:
-            sizes[place] = image.size
+            sizes[place] = image.size[1], image.size[0]
 
     _in_threads(look, len(names))
-    for name, (width, height) in zip(names, sizes, strict=True):
-        if (width, height) != sizes[0]:
-            raise ZooError(
-                f"{base / names[0]} has {sizes[0][0]}x{sizes[0][1]} pixels, {name} has {width}x{height}; "
-                "give one size for all of them, such as --data 'folder(size=64)'"
-            )
-    return sizes[0][1], sizes[0][0]
+    return sizes
 
 
 def find_images(folder: Path) -> list[str]:
