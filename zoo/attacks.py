@@ -20,6 +20,7 @@ from zoo.threat import Threat
 BACKENDS = ("torchattacks", "art", "foolbox")
 
 Runner = Callable[[nn.Module, Tensor, Tensor, Threat, int], Tensor]
+Observer = Callable[[Tensor, Threat, int, float], tuple[Tensor, Threat | None]]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class BoundAttack:
     run: Runner
     white_box: bool = True
     threat: Threat | None = None  # its own, where the attack brings one (a corruption)
+    kinds: tuple[str, ...] = ("ball",)  # of threat that it works under; none of noise that nobody chose
+    observe: Observer | None = None  # what a denoiser is given, see `zoo.spec.Attack`
 
     def __str__(self) -> str:
         return str(self.call)
@@ -55,13 +58,25 @@ def bind(text: str) -> BoundAttack:
     def run(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Tensor:
         if threat.kind not in spec.kinds:
             raise ZooError(
-                f"attack {spec.name} does not work under {threat}; it takes: {', '.join(spec.kinds)}"
+                f"attack {spec.name} does not work under {threat}; it takes: "
+                f"{', '.join(spec.kinds) or 'none, it is noise for denoisers'}"
             )
         x_adv: Tensor = function(model, x, y, threat, seed=seed, **params)
         return x_adv
 
     own = resolve(spec.threat)(**params) if spec.threat else None
-    return BoundAttack(call, run, spec.white_box, own)
+    observer = _observer(spec, params) if spec.observe else None
+    return BoundAttack(call, run, spec.white_box, own, spec.kinds, observer)
+
+
+def _observer(spec: Attack, params: Mapping[str, Any]) -> Observer:
+    function = resolve(spec.observe)
+
+    def observe(x: Tensor, threat: Threat, seed: int, mean_size: float) -> tuple[Tensor, Threat | None]:
+        observed, allowed = function(x, threat=threat, seed=seed, mean_size=mean_size, **params)
+        return observed, allowed
+
+    return observe
 
 
 def check_params(spec: Attack, params: Mapping[str, Any]) -> None:

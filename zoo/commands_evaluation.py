@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--data", help="Data set, if not the recipe's.")
 @click.option("--data-root", type=click.Path(), help="Where data sets lie (or ZOO_DATA).")
 @click.option("--threat", help="Threat model, if not the recipe's: linf:8/255, l2:0.5, ...")
-@click.option("--suite", default="quick", show_default=True, help="Protocol, or attacks separated by ';'.")
+@click.option("--suite", help="Protocol, or attacks separated by ';'; default: the model's, mostly quick.")
 @click.option("--attack", "attacks", multiple=True, help="A further attack, as 'torchattacks:CW(c=1)'.")
 @click.option("-n", "n", type=int, help="How many images, from the first.")
 @click.option("--weights", type=click.Path(), help="A safetensors file instead of the published weights.")
@@ -122,6 +122,8 @@ def _draw(subject: Any, out: str, result: Result, options: dict[str, Any]) -> li
 
     from zoo import curves, plots
 
+    if result.metric == "psnr":
+        raise ZooError(f"result.json is in {out}; pictures of a denoiser are drawn by 'zoo analyse'")
     wanted = ("data", "threat", "n", "device", "seed", "data_root")
     found = curves.measure(
         subject, result=result, show_progress=True, **{key: options[key] for key in wanted}

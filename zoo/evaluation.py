@@ -27,6 +27,7 @@ from zoo.judging import DRAWS, EOT_DRAWS, Judge, Verdicts, enforce, seeded, vote
 from zoo.pgd import frozen
 from zoo.precision import choose
 from zoo.records import save_pair, sealed
+from zoo.restoration import measure as measure_images
 from zoo.result import OWN_ATTACK_MISSING, Result, wilson
 from zoo.summary import summary, versions
 from zoo.task import (
@@ -51,7 +52,7 @@ def evaluate(
     data: str | Data | tuple[Any, Any] | None = None,
     *,
     threat: str | Threat | None = None,
-    suite: str = "quick",
+    suite: str | None = None,
     attacks: Sequence[str] = (),
     n: int | None = None,
     shard: str | None = None,
@@ -67,12 +68,17 @@ def evaluate(
 ) -> Result:
     """Measure a classifier: clean accuracy, accuracy under each attack, and the worst case over all.
 
+    Of a denoiser it is the PSNR in dB under noise and attacks (`zoo.restoration.measure`), on clean images or
+    pairs, one after the other, without shards, diagnosis or votes.
+
     Args:
-        model_or_name: a name as in `zoo.load`, or any module from pixels `[N,C,H,W]` in [0,1] to logits.
+        model_or_name: a name as in `zoo.load`, or any module from pixels `[N,C,H,W]` in [0,1] to logits (or to
+            images, where it has an attribute `task` that says "denoise").
         data: a data set's name (its test split), images and labels `(x, y)`, or None for the data set of
             the model's recipe.
         threat: such as "linf:8/255"; None for the recipe's.
-        suite: the name of a protocol, or attacks separated by semicolons.
+        suite: the name of a protocol, or attacks separated by semicolons; None for that of the model's spec,
+            `quick` for most.
         attacks: further attacks, such as "torchattacks:APGD(steps=50)".
         n: how many images, from the first; None for all.
         shard: "i/n" measures every n-th image from the i-th on; `zoo.merging.merge` puts shards together.
@@ -105,6 +111,14 @@ def evaluate(
         bind(call)  # a misspelt attack is refused before a model is loaded
     subject = find_subject(model_or_name, device)
     chosen = find_threat(subject, threat)
+    suite = subject.suite if suite is None else suite
+    if subject.task == "denoise":
+        if shard is not None or diagnosis or stochastic:
+            raise ZooError(f"{subject.name} is a denoiser: neither shards nor diagnosis nor votes are for it")
+        return measure_images(
+            subject, data, chosen, suite=suite, attacks=attacks, n=n, seed=seed, out=out, data_root=data_root,
+            keep_parts=keep_parts, show_progress=show_progress,
+        )  # fmt: skip
     if diagnosis is True:
         check_ball(chosen)
     examples = find_examples(subject, data, n, data_root)
@@ -139,7 +153,7 @@ def attack(model: nn.Module, x: Any, y: Any, call: str, *, threat: str | Threat,
 
     Args:
         model: pixels `[N,C,H,W]` in [0,1] to logits `[N,K]`, or a name.
-        x, y: images and int labels, torch or numpy.
+        x, y: images and int labels, torch or numpy; of a denoiser observations and clean images.
         call: such as "pgd(steps=20)" or "torchattacks:CW(c=1)".
         threat: such as "linf:8/255".
         seed: of everything random.
@@ -154,7 +168,14 @@ def attack(model: nn.Module, x: Any, y: Any, call: str, *, threat: str | Threat,
     subject = find_subject(model, None)
     chosen = bound.threat or find_threat(subject, threat)
     images = as_pixels(x).to(subject.device)
-    labels = as_labels(y, len(images), check_output(subject, images[:2])).to(subject.device)
+    if subject.task == "denoise":
+        labels = as_pixels(y).to(subject.device)
+        if labels.shape != images.shape:
+            raise ContractError(
+                f"clean images {list(labels.shape)} do not fit observations {list(images.shape)}"
+            )
+    else:
+        labels = as_labels(y, len(images), check_output(subject, images[:2])).to(subject.device)
     stochastic = bool(subject.spec and subject.spec.stochastic)
     target = Judge(subject.model, draws=DRAWS if stochastic else 1).target
     x_adv = bound.run(target, images, labels, chosen, seed)

@@ -36,7 +36,7 @@ def plan(
     data: Any = None,
     *,
     threat: str | Threat | None = None,
-    suite: str = "quick",
+    suite: str | None = None,
     attacks: Sequence[str] = (),
     n: int | None = None,
     device: str | torch.device | None = None,
@@ -60,7 +60,7 @@ def plan(
     costs = []
     counter = _Counter(subject.model)
     with frozen(subject.model), use_root(data_root), progress.silent(), counter:
-        for item in expand(suite, subject.own_attack, attacks).attacks:
+        for item in expand(suite or subject.suite, subject.own_attack, attacks).attacks:
             counter.forwards = counter.backwards = 0
             start = time.perf_counter()
             item.run(subject.model, x, y, item.threat or chosen, seed)

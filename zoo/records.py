@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -21,12 +22,19 @@ RESULT_FILE, EXAMPLES_FILE = "result.json", "examples.safetensors"
 _SHARED = ("name", "sha256", "dataset", "data_sha256", "threat", "protocol", "n")
 
 
-def sealed(result: Result, verdicts: Verdicts) -> Result:
+class Measured(Protocol):
+    """What was seen on every image: `zoo.judging.Verdicts`, or `zoo.restoration.Scores`."""
+
+    def arrays(self) -> dict[str, Tensor]:
+        """The arrays of examples.safetensors."""
+
+
+def sealed(result: Result, verdicts: Measured) -> Result:
     """The result with the sha256 of its verdicts in `extra["examples_sha256"]`."""
     return replace(result, extra={**result.extra, "examples_sha256": _arrays_sha256(verdicts.arrays())})
 
 
-def save_pair(folder: Path, result: Result, verdicts: Verdicts) -> None:
+def save_pair(folder: Path, result: Result, verdicts: Measured) -> None:
     """Write a sealed result and its verdicts, atomically each; a torn pair is noticed by `load_pair`.
 
     The verdicts carry in their metadata what the result says of itself.

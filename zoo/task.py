@@ -41,6 +41,16 @@ class Subject:
         """The call of the model's own adaptive attack, or ""."""
         return self.spec.attack if self.spec else ""
 
+    @property
+    def task(self) -> str:
+        """What the model is for: of its spec, or of an attribute `task` of a model that has none."""
+        return self.spec.task if self.spec else str(getattr(self.model, "task", "classify"))
+
+    @property
+    def suite(self) -> str:
+        """The protocol that measures the model unless another is named."""
+        return self.spec.suite if self.spec else "quick"
+
 
 @dataclass
 class Examples:
@@ -161,6 +171,8 @@ def find_examples(subject: Subject, data: Any, n: int | None, root: str | Path |
     """
     if n is not None and n < 1:
         raise ZooError(f"n={n}: measure at least one image")
+    if subject.task != "classify":
+        raise ZooError(f"{subject.name} is no classifier, and this is only for those; see 'zoo analyse'")
     if data is None and subject.recipe is None:
         raise ZooError(
             f"{subject.name} has no recipe to take its data from; pass data, such as 'digits' or (x, y)"
