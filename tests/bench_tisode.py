@@ -1,11 +1,26 @@
-"""The ODE block against torchdiffeq's Euler on the same dynamics: a section of tests/bench.py."""
+"""The ODE block against torchdiffeq's Euler on the same dynamics (a section of tests/bench.py), and three seeds.
+
+`python tests/bench_tisode.py OUT [cnn] [odenet] [tisode]` trains the networks for MNIST by their short recipes,
+three seeds each, measures them in the thesis's protocol, and prints means and deviations; about an hour on one
+core. What lies in OUT already is not done again, so that several calls may share the work.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 REPEATS = 9
+SEEDS = (0, 1, 2)
+TRAINED = {"cnn": "cnn-mnist-odenet", "odenet": "odenet-mnist", "tisode": "tisode-mnist"}
+WORST = ("0.15", "0.3")  # budgets of the worst case
+WORST_IMAGES = 300
+PROTOCOL = {"sigmas": "100/255", "standard": False}
 
 
 def tisode(
@@ -110,3 +125,56 @@ def _prediction(odeint: Any, alternate: Any, row: Any) -> dict[str, Any]:
     settings = {"batch": 64, "state": [64, 13, 13], "steps": 20, "threads": torch.get_num_threads()}
     ratio = seconds["zoo"] / seconds["torchdiffeq"]
     return row("TisODE block, prediction", "torchdiffeq, the authors' times", ratio, "x the time", **settings)
+
+
+def seeds(out: Path, kinds: Iterable[str] = tuple(TRAINED)) -> None:
+    """Train and measure what OUT lacks, then print what it holds."""
+    for kind in kinds:
+        for seed in SEEDS:
+            if not (out / f"{kind}-{seed}.json").is_file():
+                _measure(kind, seed, out)
+    _print(out)
+
+
+def _measure(kind: str, seed: int, out: Path) -> None:
+    """One network: the thesis's protocol, and PGD through every solver, the worst per image."""
+    import zoo
+    from zoo.analysis import analyse
+    from zoo.data import load_data
+    from zoo_tisode.analysis import subset
+
+    root = os.environ.get("ZOO_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data"
+    name = f"{TRAINED[kind]}.gaussian_mnist_6k"
+    folder = out / f"{kind}-{seed}"
+    run = zoo.train(name, out=folder, seed=seed, data_root=root, show_progress=True)
+    model = zoo.load(name, weights=run)
+    found = analyse(model, "tisode-protocol", out=folder, params=PROTOCOL, data_root=root, show_progress=True)
+    data = load_data("mnist-6k", "test", root=root)
+    some = data.select(subset(len(data), 1000)[:WORST_IMAGES])
+    for eps in WORST:
+        suite = "pgd(steps=20); tisode-solvers"
+        result = zoo.evaluate(model, some, threat=f"linf:{eps}", suite=suite, show_progress=True)
+        found[f"worst-{eps} of all"] = result.robust
+    (out / f"{kind}-{seed}.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _print(out: Path) -> None:
+    """Mean and deviation (of a sample) over the seeds in per cent, a line for each number."""
+    kept = {
+        kind: [json.loads(path.read_text()) for path in sorted(out.glob(f"{kind}-*.json"))]
+        for kind in TRAINED
+    }
+    columns = [key for runs in kept.values() for key in (runs[0] if runs else {})]
+    about = ("name", "dataset", "n", "noise_n")
+    print(f"{'':28}" + "".join(f"{kind + f' ({len(runs)})':>16}" for kind, runs in kept.items()))
+    for column in dict.fromkeys(key for key in columns if key not in about):
+        cells = []
+        for runs in kept.values():
+            values = [100 * run[column] for run in runs if run.get(column) is not None]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "")
+        print(f"{column:28}" + "".join(f"{cell:>16}" for cell in cells))
+
+
+if __name__ == "__main__":
+    seeds(Path(sys.argv[1]), sys.argv[2:] or tuple(TRAINED))

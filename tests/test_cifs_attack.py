@@ -266,8 +266,9 @@ def test_the_table_mapping_names_attacks_of_that_protocol():
             return {entry}
         return set().union(*map(named, entry.values() if isinstance(entry, dict) else entry))
 
-    assert {"4.1", "4.4", "4.5", "4.8", "4.9"} == set(mapping)
-    for table in ("4.1", "4.8", "4.9"):  # the others are of analyses
+    of_attacks = {"4.1", "4.2", "4.3", "4.8", "4.9", "4.13", "4.14", "4.15"}
+    assert of_attacks | {"4.4", "4.5"} == set(mapping)
+    for table in of_attacks:  # the others are of analyses
         assert named(mapping[table]["columns"]) <= known, table
     minimum = mapping["4.1"]["columns"]["PGD-20"]["ResNet-18 CIFS"]
     assert minimum == [str(bind(call).call) for *_, call in zoo_cifs.paper_calls(("PGD-20",))]

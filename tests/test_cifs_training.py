@@ -217,8 +217,8 @@ def test_trades_has_its_loss_on_every_head(beta, trades_beta):
 
 
 def test_the_recipes_on_digits_share_a_budget():
-    names = [r.name for model in ("cifs-resnet10", "cas-resnet10") for r in registry().recipes(model)]
-    assert names == [
+    recipes = [r for model in ("cifs-resnet10", "cas-resnet10") for r in registry().recipes(model)]
+    assert [r.name for r in recipes if r.dataset == "digits"] == [
         "cifs-resnet10.at_digits",
         "cifs-resnet10.fat_digits",
         "cifs-resnet10.trades_digits",
@@ -253,3 +253,30 @@ def test_the_papers_setting(name):
     assert dict(last.params) == {"beta": 2.0}
     assert made.holdout == 0  # the last epoch counts
     assert len(made.stages) == (2 if name.startswith("cifs") else 1)
+
+
+@pytest.mark.parametrize("method", ["cifs", "cas"])
+def test_the_papers_other_settings(method):
+    """Appendices 4.6.2 to 4.6.4 of the thesis: what differs from ResNet-18 on CIFAR-10."""
+    wide, svhn, fashion = (
+        registry().recipe(f"{method}-{name}")
+        for name in (
+            "wrn28-10.at_linf8_cifar10",
+            "resnet18.at_linf8_svhn",
+            "resnet10.at_linf03_fashion_mnist",
+        )
+    )
+    assert (wide.dataset, wide.stages[-1].epochs) == ("cifar10", 110)
+    assert wide.stages[-1].optimizer == "sgd(lr=0.1, momentum=0.9, weight_decay=0.0005)"
+    assert (svhn.dataset, svhn.stages[-1].epochs) == ("svhn", 120)
+    assert {stage.optimizer for stage in svhn.stages} == {"sgd(lr=0.01, momentum=0.9, weight_decay=0.0005)"}
+    for made in (wide, svhn):
+        assert made.stages[-1].schedule == "multistep(milestones='75,90')"
+        assert (str(made.threat), dict(made.stages[-1].params)) == ("linf:8/255", {"beta": 2.0})
+    last = fashion.stages[-1]
+    assert (fashion.dataset, str(fashion.threat), last.epochs) == ("fashion-mnist", "linf:0.3", 120)
+    assert last.schedule == "multistep(milestones='45,75,90')"
+    assert last.optimizer == "sgd(lr=0.1, momentum=0.9, weight_decay=0.0002)"
+    assert last.augment == ""
+    assert (last.params["steps"], last.params["rel_step"]) == (20, pytest.approx(0.02 / 0.3))
+    assert all(len(made.stages) == (2 if method == "cifs" else 1) for made in (wide, svhn, fashion))

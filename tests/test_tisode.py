@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -31,12 +31,8 @@ EPS = Threat.parse("linf:0.3")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _names() -> None:
     zoo.register_timm()
-    yield
-    torch.set_num_threads(threads)
 
 
 def net(name: str, **kwargs: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,12 +36,8 @@ NAMES = [recipe.name for recipe in RECIPES]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _names() -> None:
     zoo.register_timm()
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny(name: str = "tisode_mnist", **kwargs: Any) -> Any:

@@ -109,7 +109,8 @@ class Mask:
             which may be negative (the mask of CAS).
         k: how many of the best classes the relevance sums.
         kappa: factor on the mask, above 0. None is k for softmax, whose channels then share a mass of k as
-            in the code behind the published numbers (the paper writes 1), and 1 for the others.
+            in the code behind the published numbers of ResNet-18 (the paper and the last version of the code
+            have 1; of WRN-28-10 both are found), and 1 for the others.
         alpha: sharpness, above 0; None is 1 (1/T), 10, 5 and 1 in the order of the kinds.
 
     Raises:

@@ -42,9 +42,11 @@ def objective(setting: str, images: str) -> dict[str, Any]:
 def thesis(kind: str, setting: str, images: str, variant: str = "", form: str = "code") -> Recipe:
     """A recipe of the thesis: Adam, 100 epochs, the rate times 0.2 after 30, 60 and 90.
 
-    The authors' code has the numbers for MNIST with Gaussian noise; the thesis calls all others equal. Deviations:
-    the last, smaller batch of an epoch is used; 2 % of the training images choose the best epoch, by the
-    accuracy under the noise of training (the authors took the test images for it); noise has a seed.
+    The authors' code has the numbers for MNIST with Gaussian noise, from scratch (the thesis speaks of
+    fine-tuning), where noise replaces half of the clean images; the thesis calls all other settings equal.
+    Deviations: the last, smaller batch of an epoch is used; 2 % of the training images choose the best epoch, by
+    the accuracy under the noise of training (the authors took the test images for it); noise has a seed, and
+    none is repeated (in the authors' loader it probably was, from worker to worker and epoch to epoch).
     """
     text = form == "text"
     regularizers = {STEADY_STATE: TEXT if text else CODE} if kind == "tisode" else {}

@@ -1,7 +1,8 @@
 """Initial value problems dz/dt = f(t, z) on a fixed grid, by plain loops that autograd differentiates exactly.
 
-The steps divide the interval, so that no image's answer depends on its batch mates and attacks see the true
-gradient of the discrete model. torchdiffeq's adaptive solvers are there too (extra "ode"), image by image.
+The steps are fixed, so that no image's answer depends on its batch mates and attacks see the true gradient of
+the discrete model; they divide the interval (the authors' grid, in float32, cuts off its last step instead, which
+is the same where they do). torchdiffeq's adaptive solvers are there too (extra "ode"), image by image.
 """
 
 from __future__ import annotations
