@@ -17,6 +17,7 @@ from zoo.attacks import resolve
 from zoo.data import Data
 from zoo.errors import ZooError
 from zoo_dra import analysis, pictures
+from zoo_dra.levels import levels
 
 SIDE = 16
 
@@ -41,8 +42,8 @@ class Linear(nn.Module):
 @pytest.fixture
 def data() -> Data:
     """Images far from black and white, so that nothing is clipped; labels as the models of this file see them."""
-    x = torch.randint(118, 138, (160, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(5))
-    return Data(x.to(torch.uint8), torch.zeros(160, dtype=torch.int64), "made-up", 2)
+    x = torch.randint(118, 138, (120, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(5))
+    return Data(x.to(torch.uint8), torch.zeros(120, dtype=torch.int64), "made-up", 2)
 
 
 def labelled(model: nn.Module, data: Data) -> Data:
@@ -61,19 +62,23 @@ def closed_form(w: Tensor, p: float, order: str) -> float:
 @pytest.mark.parametrize("kind", ["laplace", "gaussian"])
 def test_calibration_finds_the_ratio_of_a_linear_model(kind: str, data: Data, tmp_path: Path) -> None:
     model = Linear(kind)
-    found = analysis.calibration(model, labelled(model, data), out=tmp_path, ps="1/6,1/3,1", pgd_steps=4)
+    found = analysis.calibration(
+        model, labelled(model, data), out=tmp_path, ps="1/6,1/3,1", steps=2, pgd_steps=2
+    )
     for order in ("scale-first", "mask-first"):
         for text, p in (("1/6", 1 / 6), ("1/3", 1 / 3), ("1", 1.0)):
             wanted = closed_form(model.w, p, order)
             assert found[f"c {order} p={text}"] == pytest.approx(wanted, rel=0.03)
             assert found[f"first order {order} p={text}"] == pytest.approx(wanted, rel=1e-4)
         assert found[f"unit_factor {order}"] == pytest.approx(2.55 / found[f"c {order} p=1/3"])
+    assert found["c thesis p=1/3"] == 2.55
+    assert (found["name"], found["dataset"], found["n"]) == ("Linear", "made-up", 120)
     # the values of section 3.3 of the methods file, for so many values that they hold
     table = {"laplace": (1.80, 2.58), "gaussian": (1.28, 2.05)}[kind]
     for order, value in zip(("scale-first", "mask-first"), table, strict=True):
         assert closed_form(model.w, 1 / 3, order) == pytest.approx(value, rel=0.12)
     assert found["clean"] == 1.0
-    assert found["images"] == 160
+    assert found["images"] == 120
     curves = json.loads((tmp_path / "curves.json").read_text())
     assert set(curves) == {
         "PGD",
@@ -94,10 +99,27 @@ def test_calibration_finds_the_ratio_of_a_linear_model(kind: str, data: Data, tm
 def test_the_unit_is_an_argument_and_scales_every_eps(data: Data, tmp_path: Path) -> None:
     model = Linear("laplace")
     images = labelled(model, data)
-    small = analysis.calibration(model, images, out=tmp_path, ps="1/3", pgd_steps=1, unit=1 / 255)
-    large = analysis.calibration(model, images, out=tmp_path, ps="1/3", pgd_steps=1, unit=4 / 255)
+    small = analysis.calibration(model, images, out=tmp_path, ps="1/3", steps=1, pgd_steps=1, unit=1 / 255)
+    large = analysis.calibration(model, images, out=tmp_path, ps="1/3", steps=1, pgd_steps=1, unit=4 / 255)
     assert small["pgd eps"] == pytest.approx(4 * large["pgd eps"], rel=0.03)
     assert small["c mask-first p=1/3"] == pytest.approx(large["c mask-first p=1/3"], rel=0.03)
+
+
+def test_the_eps_of_pgd_that_fools_as_many_as_dra(data: Data, tmp_path: Path) -> None:
+    """Of a linear model it is the ratio times DRA's eps, at any level."""
+    model = Linear("laplace")
+    images = labelled(model, data)
+    half = analysis.calibration(model, images, out=tmp_path, ps="1", steps=1, pgd_steps=1)["pgd eps"]
+    found = analysis.calibration(
+        model, images, out=tmp_path, ps="1/3", steps=1, pgd_steps=1, eps=half / 4, pgd_eps=half / 4
+    )
+    for order in ("scale-first", "mask-first"):
+        ratio = closed_form(model.w, 1 / 3, order)
+        for eps in (half / 4, half / 2):
+            wanted = ratio * eps
+            assert found[f"pgd eps of DRA eps={eps:g} {order}"] == pytest.approx(wanted, rel=0.1), order
+            reached = float((model(images.pixels())[:, 0].abs() / 30 > wanted / 255).float().mean())
+            assert found[f"accuracy DRA eps={eps:g} {order}"] == pytest.approx(reached, abs=0.03)
 
 
 def test_where_a_curve_reaches_a_success() -> None:
@@ -113,7 +135,7 @@ def test_what_is_not_reached_is_none_and_not_nan(data: Data, tmp_path: Path) -> 
     with torch.no_grad():
         model[1].weight.zero_()
         model[1].bias.copy_(torch.tensor([1.0, 0.0]))
-    found = analysis.calibration(model, data, out=tmp_path, ps="1/3,1", pgd_steps=1)
+    found = analysis.calibration(model, data, out=tmp_path, ps="1/3,1", steps=1, pgd_steps=1)
     assert found["c scale-first p=1/3"] is None
     assert found["kappa at 2"] is None
     json.dumps(found, allow_nan=False)
@@ -123,8 +145,10 @@ def test_success_against_p_in_both_orders(data: Data, tmp_path: Path) -> None:
     """Of a linear model the gain is known: it rises with p if the gradient is scaled first, else it falls."""
     model = Linear("laplace")
     images = labelled(model, data)
-    half = analysis.calibration(model, images, out=tmp_path, ps="1/3", pgd_steps=1)["pgd eps"]
-    found = analysis.success(model, images, out=tmp_path, eps=f"{half / 2.2:.4f}", ps="1/24,1/6,1/3,1")
+    half = analysis.calibration(model, images, out=tmp_path, ps="1/3", steps=1, pgd_steps=1)["pgd eps"]
+    found = analysis.success(
+        model, images, out=tmp_path, eps=f"{half / 2.2:.4f}", ps="1/24,1/6,1/3,1", steps=2
+    )
     rising = [value for name, value in found.items() if name.startswith("scale-first eps")]
     falling = [value for name, value in found.items() if name.startswith("mask-first eps")]
     assert len(rising) == len(falling) == 4
@@ -204,13 +228,30 @@ def test_pgd_is_that_of_the_thesis(natural: tuple[nn.Module, Data]) -> None:
     assert 0.5 < float(((got - x).abs() > 0.0999).float().mean()) < 0.98
 
 
+def test_levels_are_accuracies_of_all_images(natural: tuple[nn.Module, Data], tmp_path: Path) -> None:
+    model, data = natural
+    found = levels(model, data, out=tmp_path, eps="1,3", unit=0.004, steps=4)
+    assert (found["name"], found["dataset"], found["n"], found["clean"]) == ("Curved", "made-up", 40, 0.9)
+    x, y = data.pixels(), data.labels
+    for eps in (1, 3):
+        adv = analysis._pgd(model, x, y, 0.004 * eps, 4)  # type: ignore[arg-type]
+        with torch.no_grad():
+            assert found[f"PGD {eps}"] == pytest.approx(float((model(adv).argmax(1) == y).float().mean()))
+    assert 0 < found["PGD 3"] < found["PGD 1"] < 0.9
+    assert found["strong 3"] <= found["PGD 3"]
+    with pytest.raises(ZooError, match="no labels"):
+        levels(model, Data(data.source, None, "bare", 3), out=tmp_path)
+    with pytest.raises(ZooError, match="eps"):
+        levels(model, data, out=tmp_path, eps="0", unit=1)
+
+
 def test_images_without_labels_or_never_right_are_refused(data: Data, tmp_path: Path) -> None:
     model = Linear("laplace")
     with pytest.raises(ZooError, match="no labels"):
         analysis.success(model, Data(data.source, None, "bare", 2), out=tmp_path)
     with torch.no_grad():
         wrong = 1 - model(data.pixels()).argmax(1)
-    with pytest.raises(ZooError, match="none of the 160 images"):
+    with pytest.raises(ZooError, match="none of the 120 images"):
         analysis.success(model, Data(data.source, wrong, "wrong", 2), out=tmp_path)
 
 
@@ -224,6 +265,7 @@ def test_what_the_analyses_declare_is_what_they_take() -> None:
 
 
 DRAWN = {
+    "levels": {"eps": "1,2", "steps": 2},
     "salience": {"count": 2, "pgd_steps": 2},
     "success": {"eps": "0.5,1", "ps": "1/6,1/3,1", "steps": 1},
     "calibration": {"ps": "1/6,1/3,1", "pgd_steps": 1, "steps": 1},
@@ -243,7 +285,8 @@ def test_every_text_of_a_picture_can_be_read(
     monkeypatch.setattr(
         pictures, "save_figure", lambda figure, path: (drawn.append(figure), save(figure, path))
     )
-    getattr(analysis, name)(*natural, out=tmp_path, **DRAWN[name])
+    run = levels if name == "levels" else getattr(analysis, name)
+    run(*natural, out=tmp_path, **DRAWN[name])
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     (figure,) = drawn
     canvas = FigureCanvasAgg(figure)

@@ -132,16 +132,17 @@ def test_a_misspelt_scoring_or_part_gives_the_nearest_name(call: str) -> None:
         bind(call).run(model, x, y, THREAT, 0)
 
 
-def test_an_evaluation_takes_the_worst_scoring_by_itself() -> None:
+def test_an_evaluation_takes_autoattack_by_itself_and_the_suite_shows_all_four() -> None:
     model = tiny()
     x, y = images(model, 12)
     threat = "linf:0.3"  # nothing stands, so that the full AutoAttack is short
     result = zoo.evaluate(model, (x, y), threat=threat, suite="quick")
     assert result.robust == 0
-    assert list(result.per_attack) == ["fgsm", "pgd(steps=20)", "spat-scoring"]
-    side_by_side = zoo.evaluate(model, (x, y), threat=threat, suite="spat")
     scorings = [f"spat-scoring(of={of})" for of in SCORINGS]
-    assert list(side_by_side.per_attack) == [*scorings, "spat-scoring"]
+    assert list(result.per_attack) == ["fgsm", "pgd(steps=20)", scorings[-1]]
+    side_by_side = zoo.evaluate(model, (x, y), threat=threat, suite="spat")
+    assert list(side_by_side.per_attack) == scorings
+    assert side_by_side.robust == 0  # the suite holds the model's own attack, though it does not say "own"
     assert side_by_side.protocol.startswith("spat@1 ")
     assert side_by_side.flags == ()
     without = zoo.evaluate(model, (x, y), threat=threat, suite="pgd(steps=3)")
@@ -171,7 +172,7 @@ def test_attacks_land_on_the_similar_class(tmp_path: Path) -> None:
     # 0.6 is nearer to class 1, and the label of the last is a lie: neither is attacked
     data = bright([0.2, 0.22, 0.4, 0.38, 0.9, 0.6, 0.9], [0, 0, 1, 1, 2, 2, 0])
     found = analysis.confusion(Line(), data, out=tmp_path, threat=Threat.parse("linf:0.15"))
-    assert (found["images"], found["clean"]) == (7, 5 / 7)
+    assert (found["name"], found["dataset"], found["n"], found["clean"]) == ("Line", "dots", 7, 5 / 7)
     assert found["counts"] == [[0, 2, 0], [2, 0, 0], [0, 0, 1]]
     assert found["attacked"] == 1 / 7
     assert found["lands"]["0"] == {"to": "1", "value": 1.0}
@@ -207,6 +208,7 @@ def test_similarities_are_the_mean_cosines(tmp_path: Path) -> None:
             wanted = sum(float(d @ weight[j] / weight[j].norm()) for d in mine) / len(mine)
             assert found["images"][label][j] == pytest.approx(wanted, abs=2e-6)
         assert found["norms"] == pytest.approx(weight.norm(dim=1).tolist(), abs=2e-6)
+        assert [found[f"v{j}"] for j in range(10)] == found["norms"]
         assert found["weights"][0][1] == pytest.approx(
             float(F.cosine_similarity(weight[0], weight[1], 0)), abs=2e-6
         )
@@ -223,7 +225,7 @@ def test_embeddings_of_one_class_stay_together(tmp_path: Path) -> None:
     model = tiny()
     data = labelled(model, 30)
     found = analysis.tsne(model, data, out=tmp_path, images=20, perplexity=50.0)
-    assert found["images"] == 20
+    assert found["n"] == 20
     shown = {str(label) for label in data.labels[:20].tolist()}
     assert set(found["closest"]) == shown
     assert (tmp_path / "tsne.png").stat().st_size > 1000
@@ -246,12 +248,11 @@ def test_transferred_images_are_made_on_the_source_with_all_steps(
     threat = Threat.parse("linf:0.1")
     found = black_box.transfer(model, data, out=tmp_path, threat=threat)
     assert asked == [found["source"]] == ["resnet10-cifar.natural_digits"]
-    assert list(found["transferred"]) == list(black_box.STEPS)
+    assert list(found["on_source"]) == ["clean", *black_box.STEPS]
+    assert found.keys() >= {"name", "dataset", "n", *black_box.STEPS}
     x, y = data.pixels(), data.labels
     adv = pgd(source, x, y, threat, steps=20, step_size=0.01, early_stop=False)
-    assert found["transferred"]["PGD-20"] == pytest.approx(
-        float(right(model, adv, y).float().mean()), abs=1e-6
-    )
+    assert found["PGD-20"] == pytest.approx(float(right(model, adv, y).float().mean()), abs=1e-6)
     assert found["on_source"]["PGD-20"] == pytest.approx(
         float(right(source, adv, y).float().mean()), abs=1e-6
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from zoo.hookspecs import hookimpl
 from zoo.spec import Attack, Dataset, ModelSpec, Protocol, Recipe, Stage
 from zoo.threat import Threat
@@ -11,6 +13,17 @@ from zoo_base.models import MODELS as MODELS  # also from here, as the other lis
 DIGITS = Threat.parse("linf:0.1")
 SMALL = {"width": 16, "in_chans": 1}  # under 2 MB as float16, so that the weights can be bundled
 
+# Baselines at one short budget on CIFAR-10 as JPEG, for comparisons at equal epochs: (tag, in words, objective,
+# parameters besides the inner attack's). GAIRAT and MAIL weigh images from the second of two epochs on; in the papers
+# from a third and from three quarters of the run on.
+SHORT: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("at", "PGD adversarial training", "recipe:pgd_at", {}),
+    ("trades", "TRADES", "recipe:trades", {}),
+    ("mart", "MART", "recipe:mart", {}),
+    ("gairat", "GAIRAT", "reweighted:gairat", {"first_epoch": 2}),
+    ("mail", "MAIL-AT", "reweighted:mail_at", {"first_epoch": 2}),
+)
+
 RECIPES = [
     Recipe(
         model="resnet10-cifar",
@@ -19,8 +32,7 @@ RECIPES = [
         dataset="digits",
         threat=DIGITS,
         model_kwargs=SMALL,
-        holdout=0,  # its weights were trained on all images
-        stages=(Stage(epochs=40, objective="zoo_base.recipe:pgd_at", schedule="onecycle(peak=0.25)"),),
+        stages=(Stage(epochs=25, objective="zoo_base.recipe:pgd_at", schedule="onecycle(peak=0.25)"),),
     ),
     Recipe(
         model="resnet10-cifar",
@@ -29,9 +41,8 @@ RECIPES = [
         dataset="digits",
         threat=DIGITS,
         model_kwargs=SMALL,
-        holdout=0,  # its weights were trained on all images
         validate="zoo.validation:clean",
-        stages=(Stage(epochs=40, objective="zoo_base.recipe:natural", schedule="onecycle(peak=0.25)"),),
+        stages=(Stage(epochs=25, objective="zoo_base.recipe:natural", schedule="onecycle(peak=0.25)"),),
     ),
     Recipe(
         model="resnet10-cifar",
@@ -40,7 +51,7 @@ RECIPES = [
         dataset="digits",
         threat=DIGITS,
         model_kwargs=SMALL,
-        stages=(Stage(epochs=18, objective="zoo_base.recipe:trades", schedule="onecycle(peak=0.25)"),),
+        stages=(Stage(epochs=16, objective="zoo_base.recipe:trades", schedule="onecycle(peak=0.25)"),),
     ),
     Recipe(
         model="resnet10-cifar",
@@ -49,7 +60,7 @@ RECIPES = [
         dataset="digits",
         threat=DIGITS,
         model_kwargs=SMALL,
-        stages=(Stage(epochs=20, objective="zoo_base.recipe:mart", schedule="onecycle(peak=0.25)"),),
+        stages=(Stage(epochs=18, objective="zoo_base.recipe:mart", schedule="onecycle(peak=0.25)"),),
     ),
     Recipe(
         model="resnet32-cifar",
@@ -83,6 +94,74 @@ RECIPES = [
                 optimizer="sgd(lr=0.2, momentum=0.9, weight_decay=0.0005)",
                 schedule="onecycle(peak=0.4)",
                 augment="crop(padding=4) flip()",
+            ),
+        ),
+    ),
+    Recipe(
+        model="resnet10-cifar",
+        tag="natural_cifar10_jpeg",
+        summary="plain training on CIFAR-10 as JPEG, at a quarter of the width",
+        dataset="cifar10-jpeg",
+        threat=Threat.parse("linf:8/255"),
+        model_kwargs={"width": 16},
+        validate="zoo.validation:clean",
+        holdout=0,
+        stages=(
+            Stage(
+                epochs=6,
+                objective="zoo_base.recipe:natural",
+                optimizer="sgd(lr=0.2, momentum=0.9, weight_decay=0.0005)",
+                schedule="onecycle(peak=0.4)",
+                augment="crop(padding=4) flip()",
+            ),
+        ),
+    ),
+    *(
+        Recipe(
+            model="resnet10-cifar",
+            tag=f"{tag}_linf8_cifar10_jpeg",
+            summary=f"{title} for two epochs with PGD-2, on CIFAR-10 as JPEG, at a quarter of the width",
+            dataset="cifar10-jpeg",
+            threat=Threat.parse("linf:8/255"),
+            model_kwargs={"width": 16},
+            holdout=0,
+            stages=(
+                Stage(
+                    epochs=2,
+                    objective=f"zoo_base.{objective}",
+                    params={"steps": 2, "rel_step": 0.625, **params},
+                    optimizer="sgd(lr=0.1, momentum=0.9, weight_decay=0.0002)",
+                    schedule="onecycle(peak=0.3)",
+                    augment="crop(padding=4) flip()",
+                ),
+            ),
+        )
+        for tag, title, objective, params in SHORT
+    ),
+    Recipe(
+        model="small-cnn-mnist",
+        tag="natural_mnist",
+        summary="plain training on MNIST, for two epochs",
+        dataset="mnist",
+        threat=Threat.parse("linf:0.3"),
+        validate="zoo.validation:clean",
+        holdout=0,
+        stages=(Stage(epochs=2, objective="zoo_base.recipe:natural", optimizer="adam(lr=0.001)"),),
+    ),
+    Recipe(
+        model="small-cnn-mnist",
+        tag="at_linf03_mnist",
+        summary="PGD adversarial training for three epochs with PGD-5, on MNIST",
+        dataset="mnist",
+        threat=Threat.parse("linf:0.3"),
+        holdout=0,
+        stages=(
+            Stage(
+                epochs=3,
+                objective="zoo_base.recipe:pgd_at",
+                params={"steps": 5},
+                optimizer="adam(lr=0.001)",
+                schedule="onecycle(peak=0.3)",
             ),
         ),
     ),

@@ -26,13 +26,14 @@ from zoo.errors import ZooError
 from zoo.files import write_text
 from zoo.grammar import parse_number
 from zoo.judging import predict
+from zoo.loading import name_of
 from zoo.pgd import attack_loss, frozen, perturb
 from zoo.threat import Threat
 from zoo_dra import pictures
 from zoo_dra.attack import ORDERS, ascend, regulated
 
 Curve = list[tuple[float, float]]  # (eps in units, success)
-Numbers = dict[str, Any]  # floats, or None for what there is not
+Numbers = dict[str, Any]  # floats, or None for what there is not; texts say of what they are
 
 TEXT_RATIO = 2.55  # eps of PGD over eps of DRA (p = 1/3) that fool a natural ResNet-50 equally, section 4.5.3
 TEXT_LEVELS = {2: 0.450, 5: 0.159, 8: 0.056}  # accuracy of the natural ResNet-50 under PGD, table 4.3
@@ -67,7 +68,7 @@ def salience(
         pgd_steps: of PGD.
 
     Returns:
-        For each attack the mean of |noise| in units, the share of it on the tenth of the values with the
+        As `head_of`; for each attack the mean of |noise| in units, the share of it on the tenth of the values with the
         largest gradient, its rank correlation with |gradient|, and how many of the images it fools.
     """
     need_matplotlib()
@@ -78,7 +79,7 @@ def salience(
         "PGD": _pgd(model, x, y, unit * pgd_eps, pgd_steps),
         "DRA": ascend(model, x, y, eps=unit * eps, steps=steps, p=p, order=order),
     }
-    numbers: Numbers = {"images": len(x)}
+    numbers: Numbers = head_of(model, data) | {"images": len(x)}
     for name, x_adv in found.items():
         size = (x_adv - x).abs()
         numbers |= {
@@ -118,20 +119,21 @@ def success(
         steps: of DRA.
 
     Returns:
-        The success for each order, eps and p; "rise ORDER" is that of the last p less that of the first,
-        mean over the eps: the order whose success rises with p, as in the figure, is the one to take.
+        As `head_of`; the success for each order, eps and p; "rise ORDER" is that of the last p less that of
+        the first, mean over the eps: the order whose success rises with p, as in the figure, is the one to
+        take.
     """
     need_matplotlib()
     budgets, shares = _numbers(eps), _numbers(ps)
     x, y, clean = _right(model, data)
     curves: dict[str, dict[float, list[float]]] = {order: {} for order in ORDERS}
-    numbers: Numbers = {"images": len(x), "clean": clean}
+    numbers: Numbers = head_of(model, data) | {"images": len(x), "clean": clean}
     total = len(ORDERS) * len(budgets) * len(shares)
     for order in ORDERS:
         for budget in budgets:
             values = []
             for p in shares:
-                progress.report(len(numbers) - 2, total)
+                progress.report(len(numbers) - 5, total)
                 values.append(_dra_success(model, x, y, unit, budget, steps=steps, p=p, order=order))
                 numbers[f"{order} eps={budget:g} p={_fraction(p)}"] = values[-1]
             curves[order][budget] = values
@@ -171,15 +173,19 @@ def calibration(
         eps, pgd_eps: the pair that the thesis found equal, with p = 1/3.
 
     Returns:
-        c(p) for both orders and every p, as measured and to first order; the accuracy over all images under
-        the thesis's pair; "unit_factor", what `unit` would be multiplied by for its 2.55, where 1/3 is among
-        `ps`; "kappa", the scale on which PGD would leave what table 4.3 says it leaves of a natural ResNet-50.
+        As `head_of`; "images", how many of them are right without attack; c(p) for both orders and every p, as
+        measured and to first order, and "c thesis p=1/3"; the accuracy over all images under the thesis's
+        pair; "pgd eps of DRA eps=E", the eps of PGD that fools as many images as DRA does with `eps` and with
+        twice that (2.55, and 4 to 5, in the thesis); "unit_factor", what `unit` would be multiplied by for its
+        2.55, where 1/3 is among `ps`; "kappa", the scale on which PGD would leave what table 4.3 says it leaves
+        of a natural ResNet-50. None stands for what the curves do not reach.
     """
     need_matplotlib()
     shares, labels = _numbers(ps), [_fraction(p) for p in _numbers(ps)]
     x, y, clean = _right(model, data)
     pgd_curve = _curve(lambda e: _turned(model, y, _pgd(model, x, y, unit * e, pgd_steps)))
-    numbers: Numbers = {"images": len(x), "clean": clean, "pgd eps": _half(pgd_curve)}
+    numbers: Numbers = head_of(model, data) | {"images": len(x), "clean": clean, "pgd eps": _half(pgd_curve)}
+    numbers["c thesis p=1/3"] = TEXT_RATIO
     kept: dict[str, Curve] = {"PGD": pgd_curve}
     for number, (order, p) in enumerate(itertools.product(ORDERS, shares)):
         progress.report(number, len(ORDERS) * len(shares))
@@ -194,8 +200,10 @@ def calibration(
     for order in ORDERS:
         if "1/3" in labels:
             numbers[f"unit_factor {order}"] = TEXT_RATIO / numbers[f"c {order} p=1/3"]
-        turned = _dra_success(model, x, y, unit, eps, steps=steps, p=1 / 3, order=order)
-        numbers[f"accuracy DRA eps={eps:g} {order}"] = clean * (1 - turned)
+        for budget in (eps, 2 * eps):
+            turned = _dra_success(model, x, y, unit, budget, steps=steps, p=1 / 3, order=order)
+            numbers[f"accuracy DRA eps={budget:g} {order}"] = clean * (1 - turned)
+            numbers[f"pgd eps of DRA eps={budget:g} {order}"] = _where(pgd_curve, turned)
     turned = _turned(model, y, _pgd(model, x, y, unit * pgd_eps, pgd_steps))
     numbers[f"accuracy PGD eps={pgd_eps:g}"] = clean * (1 - turned)
     for level, accuracy in TEXT_LEVELS.items():
@@ -219,6 +227,11 @@ def first_order_ratio(gradient: Tensor, p: float, order: str) -> float:
     gained = (gradient * regulated(gradient, p, order)).flatten(1).sum(1)
     whole = gradient.abs().flatten(1).sum(1)
     return float((gained / whole)[whole > 0].mean())
+
+
+def head_of(model: nn.Module, data: Data) -> Numbers:
+    """What every analysis says first: of which model its numbers are, and on what they were measured."""
+    return {"name": str(name_of(model) or type(model).__name__), "dataset": data.name, "n": len(data)}
 
 
 def _right(model: nn.Module, data: Data) -> tuple[Tensor, Tensor, float]:

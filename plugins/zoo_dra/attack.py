@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo import progress
 from zoo.errors import ZooError, unknown
 from zoo.pgd import AttackLoss, attack_loss, frozen
-from zoo.precision import Precision, autocast
+from zoo.precision import Precision, autocast, training_copy
 from zoo.threat import Threat
 
 ORDERS = ("scale-first", "mask-first")
@@ -95,10 +95,11 @@ def ascend(
     function, adv = attack_loss(loss), x.detach()
     at = adv if first is None else first
     with frozen(model):
+        fast = training_copy(model, precision, x[:2])  # the same function, its norms folded
         for _ in range(steps):
             at = at.detach().requires_grad_(True)
             with autocast(precision, x.device), torch.enable_grad():
-                value = function(model, at, target)
+                value = function(fast, at, target)
                 values = value[0] if isinstance(value, tuple) else value
             (gradient,) = torch.autograd.grad(values.float().sum(), at)
             adv = (adv + eps / steps * regulated(gradient, p, order)).clamp(0, 1)

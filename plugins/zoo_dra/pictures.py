@@ -158,6 +158,39 @@ def calibration_plot(
     save_figure(figure, path)
 
 
+def levels_plot(
+    radii: Sequence[float],
+    clean: float,
+    curves: Mapping[str, Sequence[float]],
+    unit: float,
+    path: Path,
+    about: str,
+) -> None:
+    """Accuracy against the radius, a line per attack, all from the clean accuracy on.
+
+    Args:
+        radii: in units of `unit`.
+        clean: accuracy without attack.
+        curves: {attack: accuracy at each radius}.
+        unit: of the radii.
+        path: of the PNG.
+        about: the model and the images, in words.
+    """
+    figure = new_figure(6.4, 4.2, "Accuracy against eps", about)
+    axes = figure.subplots()
+    for colour, (name, values) in zip(COLOURS, curves.items(), strict=False):
+        shares = [100 * value for value in (clean, *values)]
+        axes.plot([0, *radii], shares, color=colour, marker="o", markersize=4, linewidth=1.8, label=name)
+    axes.set(ylim=(0, 102), yticks=range(0, 101, 20), xlim=(0, 1.03 * max(radii)), xticks=[0, *radii])
+    axes.set_xlabel(
+        "Linf radius" if unit == 1 else f"Linf radius in {255 * unit:g}/255", fontsize=9, color=SOFT
+    )
+    axes.set_ylabel("accuracy in %", fontsize=9, color=SOFT)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper right")
+    plain_axes(axes, "both")
+    save_figure(figure, path)
+
+
 def _lines(points: Points) -> tuple[list[float], list[float]]:
     return [eps for eps, _ in points], [100 * success for _, success in points]
 

@@ -47,8 +47,8 @@ def transfer(
 
     The thesis lets the network "iteratively update upon clean and adversarial samples". An update here sees
     one batch, so even updates are clean and odd ones adversarial, and N epochs of the thesis, which show an
-    image in both forms, are 2N epochs here. Deviation: the two forms of an image come in different epochs and
-    not one after the other. All layers are trained.
+    image in both forms, are 2N epochs here. Deviation: an update takes a new batch and not the one before it
+    in its other form, so that an image is seen N times in each form on average. All layers are trained.
 
     Phase 1 is an earlier stage of the recipe or `Recipe.init_from`; with neither, the first update is refused.
 

@@ -20,7 +20,7 @@ MODELS = [
         input_size=(1, 28, 28) if backbone.endswith("mnist") else (3, 32, 32),
         tiny=tiny,
         views="zoo_spat.spat:views",
-        attack="spat-scoring",
+        attack="spat-scoring(of=autoattack)",
         twin=backbone if backbone.endswith("mnist") else f"{backbone}-cifar",
     )
     for backbone, title, tiny in (
@@ -69,11 +69,19 @@ RECIPES = [
     Recipe(
         model="spat-resnet10",
         tag="spat_linf8_cifar10_jpeg",
-        summary="SPAT for ten epochs at half the width, on CIFAR-10 as JPEG",
+        summary="SPAT for two epochs with PGD-2, on CIFAR-10 as JPEG, at a quarter of the width",
         dataset="cifar10-jpeg",
         threat=LINF8,
-        model_kwargs={"width": 32},
-        stages=(replace(THESIS, epochs=10, schedule="onecycle(peak=0.3)"),),
+        holdout=0,
+        model_kwargs={"width": 16},
+        stages=(
+            replace(
+                THESIS,
+                epochs=2,
+                schedule="onecycle(peak=0.3)",
+                params={"steps": 2, "rel_step": 0.625},
+            ),
+        ),
     ),
     Recipe(
         model="spat-resnet18",
@@ -110,6 +118,23 @@ RECIPES = [
             ),
         ),
     ),
+    Recipe(
+        model="spat-small-cnn-mnist",
+        tag="spat_short_linf03_mnist",
+        summary="SPAT for three epochs with PGD-5, on MNIST",
+        dataset="mnist",
+        threat=Threat.parse("linf:0.3"),
+        holdout=0,
+        stages=(
+            Stage(
+                epochs=3,
+                objective=OBJECTIVE,
+                params={"steps": 5},
+                optimizer="adam(lr=0.001)",
+                schedule="onecycle(peak=0.3)",
+            ),
+        ),
+    ),
     *(
         Recipe(
             model="spat-resnet18",
@@ -129,7 +154,7 @@ ATTACKS = [
     Attack(
         name="spat-scoring",
         run="zoo_spat.attack:spat_scoring",
-        summary="PGD on unscaled cosines, on logits, on the margin, and AutoAttack: one of them, or the worst of all",
+        summary="PGD on unscaled cosines, on logits, on the margin, or AutoAttack: one of them, or the worst of all",
         params={
             "of": "worst",
             "steps": 20,
@@ -149,10 +174,9 @@ PROTOCOLS = [
             "spat-scoring(of=cosines)",
             "spat-scoring(of=logits)",
             "spat-scoring(of=margin)",
-            "spat-scoring(of=autoattack)",
-            "own",
+            "spat-scoring(of=autoattack)",  # SPAT's own attack: to name it "own" would run it twice
         ),
-        summary="the four scorings of SPAT side by side, and the model's own attack, which here runs them all again",
+        summary="the four scorings of SPAT side by side, of which the fourth is the model's own attack",
     ),
 ]
 
@@ -197,7 +221,7 @@ def register_recipes() -> list[Recipe]:
 
 @hookimpl
 def register_attacks() -> list[Attack]:
-    """The scorings, which together are the adaptive attack."""
+    """The scorings, of which AutoAttack is the adaptive attack."""
     return ATTACKS
 
 

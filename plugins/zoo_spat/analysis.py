@@ -51,7 +51,7 @@ def confusion(
         steps, rel_step, loss, seed: of PGD; the step length as a share of the budget.
 
     Returns:
-        Accuracies of all images; "counts" `[K][K]` from class to prediction, over the images that were right before;
+        As `head_of`; accuracies of all images; "counts" `[K][K]` from class to prediction, over the images that were right before;
         "lands" for each class the class that most of its images become, and their share; "foretold" and "chance".
     """
     x, y = _pixels(model, data)
@@ -69,10 +69,9 @@ def confusion(
     misled = landed != y
     likeliest = clean.scatter(1, y[:, None], -torch.inf).argmax(1)
     subtitle = f"PGD-{steps} on {loss}, {threat}, {len(y)} images; rows in % of the images of a class"
-    title = f"Where untargeted attacks land: {_title(model)} on {data.name}"
+    title = f"Where untargeted attacks land: {title_of(model)} on {data.name}"
     draw.matrix_plot(shares, names, Path(out) / "confusion.png", title=title, subtitle=subtitle)
-    return {
-        "images": len(data),
+    return head_of(model, data) | {
         "clean": len(y) / len(data),
         "attacked": int((~misled).sum()) / len(data),
         "counts": counts.tolist(),
@@ -91,7 +90,8 @@ def similarity(model: nn.Module, data: Data, *, out: Path) -> dict[str, Any]:
         model, data, out: as in `confusion`; the model's last layer is linear.
 
     Returns:
-        "norms" `[K]` of the stored weights (a normalised cosine head uses them at norm 1); "images" `[K][K]`, the
+        As `head_of`; "norms" `[K]` of the stored weights (a normalised cosine head uses them at norm 1), also one by
+        one as "v0", "v1" and so on, as table 3.1 calls them; "images" `[K][K]`, the
         mean cosine of a class's embeddings with each class weight; "centres" `[K][K]`, the cosines between the mean
         directions of the classes; "closest" for each class the one with the closest centre; "weights" `[K][K]`, the
         cosines between class weights; "clean", the accuracy, and for cosine heads "clean_features", the accuracy
@@ -106,14 +106,15 @@ def similarity(model: nn.Module, data: Data, *, out: Path) -> dict[str, Any]:
     images, centre = mean @ unit.T, F.normalize(mean)
     centres, names = centre @ centre.T, class_names(data, kinds)
     norms = weight.norm(dim=1)
-    title = f"Similar classes: {_title(model)} on {data.name}"
+    title = f"Similar classes: {title_of(model)} on {data.name}"
     subtitle = f"cosines, {len(y)} images"
     path = Path(out) / "similarity.png"
     draw.similarity_plot(
         images.cpu(), centres.cpu(), norms.cpu(), names, path, title=title, subtitle=subtitle
     )
-    found = {
+    found = head_of(model, data) | {
         "norms": _rounded(norms),
+        **{f"v{label}": round(float(norm), 6) for label, norm in enumerate(norms)},
         "images": _rounded(images),
         "centres": _rounded(centres),
         "closest": _hardest(centres.cpu(), names),
@@ -134,8 +135,8 @@ def tsne(
         seed: of t-SNE.
 
     Returns:
-        "images", the divergence that t-SNE ended at, and "closest": for each class that with the closest centre in
-        the plane.
+        As `head_of`; the divergence that t-SNE ended at; "closest": for each class that with the closest centre
+        in the plane.
 
     Raises:
         MissingExtra: scikit-learn is not installed.
@@ -153,15 +154,14 @@ def tsne(
     fitted = TSNE(n_components=2, perplexity=used, init="pca", random_state=seed)
     points = fitted.fit_transform(z.numpy())
     names = class_names(data, int(y.max()) + 1)
-    title = f"Embeddings: {_title(model)} on {data.name}"
+    title = f"Embeddings: {title_of(model)} on {data.name}"
     subtitle = f"t-SNE of {len(data)} images, perplexity {used:g}"
     draw.points_plot(points, y.tolist(), names, Path(out) / "tsne.png", title=title, subtitle=subtitle)
     plane = torch.from_numpy(points).float()
     shown = sorted(set(y.tolist()))
     middles = torch.stack([plane[y == label].mean(0) for label in shown])
     near = _hardest(-torch.cdist(middles, middles), [names[label] for label in shown])
-    return {
-        "images": len(data),
+    return head_of(model, data) | {
         "divergence": round(float(fitted.kl_divergence_), 6),
         "closest": {name: entry["to"] for name, entry in near.items()},
     }
@@ -187,6 +187,16 @@ def class_names(data: Data, count: int) -> list[str]:
     except UnknownName:
         names = ()
     return [names[label] if label < len(names) else str(label) for label in range(count)]
+
+
+def head_of(model: nn.Module, data: Data) -> dict[str, Any]:
+    """What every analysis says first: of which model its numbers are, and on what they were measured."""
+    return {"name": title_of(model), "dataset": data.name, "n": len(data)}
+
+
+def title_of(model: nn.Module) -> str:
+    """A model's name, or that of its class."""
+    return str(name_of(model) or type(model).__name__)
 
 
 def _pixels(model: nn.Module, data: Data) -> tuple[Tensor, Tensor]:
@@ -215,7 +225,9 @@ def _last_layer(model: nn.Module) -> nn.Linear:
     getter = getattr(model, "get_classifier", None)
     layer = getter() if getter is not None else None
     if not isinstance(layer, nn.Linear) or not hasattr(model, "forward_head"):
-        raise ZooError(f"{_title(model)} has no linear last layer to look into; take a classifier of the zoo")
+        raise ZooError(
+            f"{title_of(model)} has no linear last layer to look into; take a classifier of the zoo"
+        )
     return layer
 
 
@@ -234,7 +246,3 @@ def _hardest(values: Tensor, names: list[str]) -> dict[str, dict[str, Any]]:
 def _rounded(values: Tensor) -> list[Any]:
     found: list[Any] = (values.double() * 1e6).round().div(1e6).tolist()
     return found
-
-
-def _title(model: nn.Module) -> str:
-    return str(name_of(model) or type(model).__name__)

@@ -2,7 +2,8 @@
 
 Cross-entropy on c in [-1,1] is almost uniform, so that its gradient points away from the own class towards the mean
 of all others and not to the nearest one: in the thesis 59.6 % stand PGD-20, 50.6 % its attack on the margin and
-48.3 % AutoAttack (table 3.4). The model's robust accuracy is what stands all four.
+48.3 % AutoAttack (table 3.4). The model's robust accuracy is what stands all four: the suite `spat` puts them side
+by side, and AutoAttack, the strongest, is what the other suites run as the model's own attack.
 """
 
 from __future__ import annotations

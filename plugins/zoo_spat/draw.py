@@ -65,7 +65,9 @@ def points_plot(
 ) -> Path:
     """Write a PNG of points `[N,2]`, one colour per class, its name at their median."""
     from matplotlib import colormaps
+    from matplotlib.patheffects import withStroke
 
+    edge = [withStroke(linewidth=3, foreground="white")]
     figure = new_figure(7, 6.2, title, subtitle)
     axes = figure.subplots()
     for label, name in enumerate(names):
@@ -77,7 +79,16 @@ def points_plot(
             x, y, s=9, color=colormaps["tab10" if len(names) <= 10 else "tab20"](label % 20), linewidths=0
         )
         middle = sorted(x)[len(own) // 2], sorted(y)[len(own) // 2]
-        axes.text(*middle, name, ha="center", va="center", fontsize=10, color=INK, fontweight="bold")
+        axes.text(
+            *middle,
+            name,
+            ha="center",
+            va="center",
+            fontsize=10,
+            color=INK,
+            fontweight="bold",
+            path_effects=edge,
+        )
     axes.set_axis_off()
     return save_figure(figure, path)
 

@@ -17,6 +17,7 @@ from zoo.pgd import frozen, pgd
 from zoo.registry import registry
 from zoo.threat import Threat
 from zoo_spat import draw
+from zoo_spat.analysis import head_of, title_of
 
 STEPS: dict[str, dict[str, Any]] = {
     "FGSM": {"steps": 1, "random_start": False},
@@ -56,7 +57,8 @@ def transfer(
         seed: of the random starts.
 
     Returns:
-        The source, clean accuracies of both, and the accuracy of both under each attack.
+        As `zoo_spat.analysis.head_of`; "clean" and, by the name of each attack, the model's accuracy; "source", and
+        in "on_source" the same numbers of the network that was attacked.
 
     Raises:
         ZooError: no natural twin is known.
@@ -69,30 +71,22 @@ def transfer(
     x, y = data.pixels().to(device), data.labels.to(device)
     budget = ball.budget(threat, x)
     with frozen(model), frozen(attacked):
-        clean = _accuracy(attacked, x, y), _accuracy(model, x, y)
-        rows: dict[str, tuple[float, float]] = {}
+        rows = {"clean": (_accuracy(attacked, x, y), _accuracy(model, x, y))}
         for number, (title, params) in enumerate(STEPS.items()):
             size = budget * (1.0 if title == "FGSM" else rel_step)
             with progress.part(number, len(STEPS)):
                 adv = pgd(attacked, x, y, threat, step_size=size, seed=seed, early_stop=False, **params)
             rows[title] = _accuracy(attacked, adv, y), _accuracy(model, adv, y)
-    mine = str(name_of(model) or type(model).__name__)
     subtitle = f"attacks made on {name}, {len(y)} images of {data.name}, {threat}"
     draw.pairs_plot(
-        {"clean": clean, **rows},
+        rows,
         ("the attacked network", "this network"),
         Path(out) / "transfer.png",
-        title=f"Transferred attacks: {mine}",
+        title=f"Transferred attacks: {title_of(model)}",
         subtitle=subtitle,
     )
-    return {
-        "source": name,
-        "images": len(y),
-        "source_clean": clean[0],
-        "clean": clean[1],
-        "on_source": {title: values[0] for title, values in rows.items()},
-        "transferred": {title: values[1] for title, values in rows.items()},
-    }
+    theirs, own = ({title: values[side] for title, values in rows.items()} for side in (0, 1))
+    return head_of(model, data) | {**own, "source": name, "on_source": theirs}
 
 
 def natural_twin(model: nn.Module, data: Data) -> str:
