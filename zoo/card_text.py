@@ -46,9 +46,10 @@ def prose(
 
 
 def _limits(spec: ModelSpec, recipe: Recipe) -> str:
-    lines = [
-        f"Robust accuracy is an upper bound, for the protocol, {recipe.threat} and {recipe.dataset} only."
-    ]
+    what = "PSNR under attack" if spec.task == "denoise" else "Robust accuracy"
+    lines = [f"{what} is an upper bound, for the protocol, {recipe.threat} and {recipe.dataset} only."]
+    if spec.task == "denoise":
+        lines.append("The PSNR called clean is that under noise which nobody chose.")
     if spec.stochastic:
         lines.append("The model is stochastic: numbers move a little with the seed.")
     if not spec.differentiable:
@@ -63,6 +64,7 @@ def _recipe_table(recipe: Recipe) -> str:
         rows.append(("starts from", recipe.init_from))
     for index, part in enumerate(recipe.stages):
         text = f"{part.epochs} epochs of `{part.objective}`, batch {part.batch_size}, `{part.optimizer}`"
+        text += f", each image {part.repeats} times" if part.repeats > 1 else ""
         rows.append(
             (f"stage {index}", f"{text}, `{part.schedule}`" + (f", `{part.augment}`" if part.augment else ""))
         )
@@ -78,7 +80,10 @@ def _attack_table(row: Mapping[str, Any]) -> str:
     if calls:
         lines = sorted(calls.items(), key=lambda item: float(item[1]))
         parts.append(
-            _markdown(("attack", row["metric"]), [(f"`{call}`", _shown(value)) for call, value in lines])
+            _markdown(
+                ("attack", row["metric"]),
+                [(f"`{call}`", _shown(value, row["metric"])) for call, value in lines],
+            )
         )
     if corruptions:
         parts.append(_corruption_table(row, corruptions))
@@ -136,10 +141,10 @@ def _result_row(row: Mapping[str, Any]) -> tuple[str, ...]:
     attacks = row["per_attack"]
     strongest = min(attacks, key=lambda call: float(attacks[call])) if attacks else ""
     corruptions = row["extra"].get("corruptions")
-    robust = _shown(row["robust"])
+    robust = _shown(row["robust"], row["metric"])
     if row["robust"] is None and corruptions:
         robust = f"no adversary; corruptions {_shown(corruptions['mean'])}"
-    numbers = (str(row["n"]), _shown(row["clean"]), robust)
+    numbers = (str(row["n"]), _shown(row["clean"], row["metric"]), robust)
     return (row["name"], row["dataset"], row["threat"], *numbers, short(row["protocol"]), strongest)
 
 
@@ -153,10 +158,12 @@ def short(protocol: str) -> str:
     return (protocol.split() or [""])[0]
 
 
-def percent(share: float) -> float:
-    """Per cent, with two digits behind the point."""
-    return round(100 * share, 2)
+def percent(share: float, metric: str = "accuracy") -> float:
+    """Per cent, or dB where the metric is PSNR, with two digits behind the point."""
+    return round(share if metric == "psnr" else 100 * share, 2)
 
 
-def _shown(share: float | None) -> str:
-    return "not measured" if share is None else f"{percent(share):g} %"
+def _shown(share: float | None, metric: str = "accuracy") -> str:
+    if share is None:
+        return "not measured"
+    return f"{percent(share, metric):g} {'dB' if metric == 'psnr' else '%'}"

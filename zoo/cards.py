@@ -251,11 +251,12 @@ def _model_index(result: Result, spec: ModelSpec, dataset: Dataset) -> list[dict
         "metric_type": result.metric,
     }
     args = {"protocol": result.protocol, "n": result.n, "seed": result.seed}
-    entries = [{**common, "metric_name": f"Clean {result.metric}", "metric_value": percent(result.clean)}]
+    clean = {"metric_name": f"Clean {result.metric}", "metric_value": percent(result.clean, result.metric)}
+    entries: list[dict[str, Any]] = [{**common, **clean}]
     entries[0]["metric_args"] = args
     if result.robust is not None:
         label = f"Robust {result.metric} ({result.threat}, {short(result.protocol)})"
-        robust = {"metric_name": label, "metric_value": percent(result.robust)}
+        robust = {"metric_name": label, "metric_value": percent(result.robust, result.metric)}
         entries.append({**common, **robust, "metric_args": {**args, "threat": result.threat}})
     if corruptions := result.extra.get("corruptions"):
         label = f"Corruption {result.metric} (mean of {len(corruptions['calls'])}, {short(result.protocol)})"
@@ -276,7 +277,7 @@ def _eval_results(results: Sequence[Result], dataset: Dataset) -> dict[str, list
                 about = {"id": _hub_id(dataset) or result.dataset, "task_id": re.sub(r"\W+", "_", task)}
                 notes = f"{task}; n={result.n}; {result.protocol}"
                 files.setdefault(f"{filename}.yaml", []).append(
-                    {"dataset": about, "value": percent(value), "notes": notes}
+                    {"dataset": about, "value": percent(value, result.metric), "notes": notes}
                 )
     return files
 
@@ -304,9 +305,15 @@ def update_readme(path: Path) -> bool:
     if not start or not end:
         raise ZooError(f"{path} has no block between {MARKS[0]} and {MARKS[1]}; add the two marks")
     rows = [row for folder in sorted(cards_dir().glob("*/results.json")) for row in _card_rows(folder)]
+    images = [row for row in rows if row["metric"] == "psnr"]
+    rows = [row for row in rows if row["metric"] != "psnr"]
     names = sorted({row["dataset"] for row in rows if row["dataset"].endswith("-jpeg")})
     tables = [results_table(row for row in rows if row["dataset"] not in names)] if rows else []
     tables += [f"On `{name}`:\n\n" + results_table(r for r in rows if r["dataset"] == name) for name in names]
+    if images:
+        tables.append(
+            "Denoisers, mean PSNR; clean is under noise that nobody chose:\n\n" + results_table(images)
+        )
     new = f"{before}{start}\n" + "\n\n".join(tables) + f"\n{end}{after}"
     if new == text:
         return False

@@ -104,6 +104,7 @@ def list_command(
                 "weights": tag.get("weights", "none"),
                 "dataset": tag.get("dataset", ""),
                 "threat": tag.get("threat", ""),
+                "metric": best.get("metric", ""),
                 "clean": best.get("clean"),
                 "robust": best.get("robust"),
                 "summary": model["summary"],
@@ -117,7 +118,14 @@ def list_command(
         return
     _table(
         ("name", "weights", "dataset", "threat", "clean", "robust", "summary"),
-        [[_percent(v) if k in ("clean", "robust") else str(v) for k, v in row.items()] for row in rows],
+        [
+            [
+                _percent(v, row["metric"]) if k in ("clean", "robust") else str(v)
+                for k, v in row.items()
+                if k != "metric"
+            ]
+            for row in rows
+        ],
     )
 
 
@@ -143,7 +151,8 @@ def info(name: str, as_json: bool) -> None:
                 click.echo(f"  {key:10} {tag[key]}")
         for result in tag["results"]:
             click.echo(
-                f"  {'result':10} clean {_percent(result['clean'])}, robust {_percent(result['robust'])} "
+                f"  {'result':10} clean {_percent(result['clean'], result['metric'])}, "
+                f"robust {_percent(result['robust'], result['metric'])} "
                 f"on {result['n']} images, {result['threat']}, {result['protocol'].partition(' ')[0]}"
             )
 
@@ -204,8 +213,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _percent(share: Any) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+def _percent(share: Any, metric: str) -> str:
+    if share is None:
+        return ""
+    return f"{share:.1f} dB" if metric == "psnr" else f"{100 * share:.1f} %"
 
 
 def _counts(registers: Any) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -55,12 +55,10 @@ def load_pair(folder: Path, result: Result | None = None) -> tuple[Result, Verdi
     """
     result = result or Result.load(folder / RESULT_FILE)
     path = folder / EXAMPLES_FILE
+    about, arrays = _read(path)
     try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("zoo", "{}"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         verdicts = Verdicts(arrays["label"], arrays["index"], arrays["clean"].bool())
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except KeyError as error:
         raise ZooError(f"cannot read the verdicts in {path}: {error}; evaluate again") from error
     for key, value in arrays.items():
         kind, _, call = key.partition(":")
@@ -69,14 +67,44 @@ def load_pair(folder: Path, result: Result | None = None) -> tuple[Result, Verdi
             verdicts.apart |= {call} if bind(call).threat is not None else set()
         elif kind == "draws":
             verdicts.draws[call] = value.bool()
-    digest = result.extra.get("examples_sha256")
-    foreign = any(about.get(field, getattr(result, field)) != getattr(result, field) for field in _SHARED)
-    torn = digest is not None and digest != _arrays_sha256(arrays)
-    other = len(verdicts.clean) != result.n or set(verdicts.attacks) != set(result.per_attack)
-    if foreign or torn or other:
-        raise ZooError(f"{path} does not belong to the result.json beside it; evaluate again")
+    if len(verdicts.clean) != result.n or set(verdicts.attacks) != set(result.per_attack):
+        raise _foreign(path)
+    _check(path, result, about, arrays)
     verdicts.flags = set(result.flags)
     return result, verdicts
+
+
+def load_arrays(folder: Path, result: Result) -> dict[str, Tensor]:
+    """The arrays of examples.safetensors as they are, which must belong to a result.
+
+    Raises:
+        ZooError: they are missing, damaged, or do not belong to it.
+    """
+    path = folder / EXAMPLES_FILE
+    about, arrays = _read(path)
+    _check(path, result, about, arrays)
+    return arrays
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a file of arrays says of itself, and the arrays."""
+    try:
+        with safe_open(path, "pt") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {}).get("zoo", "{}"))
+            return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ZooError(f"cannot read the verdicts in {path}: {error}; evaluate again") from error
+
+
+def _check(path: Path, result: Result, about: dict[str, Any], arrays: dict[str, Tensor]) -> None:
+    digest = result.extra.get("examples_sha256")
+    foreign = any(about.get(field, getattr(result, field)) != getattr(result, field) for field in _SHARED)
+    if foreign or (digest is not None and digest != _arrays_sha256(arrays)):
+        raise _foreign(path)
+
+
+def _foreign(path: Path) -> ZooError:
+    return ZooError(f"{path} does not belong to the result.json beside it; evaluate again")
 
 
 def _arrays_sha256(arrays: dict[str, Tensor]) -> str:

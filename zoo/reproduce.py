@@ -6,7 +6,7 @@ std, unit), and `tables.json` which model stands for a row and which number of a
     {"4.1": {"rows": {"ResNet-18 CIFS": "cifs-resnet18.at_linf8_cifar10"},
              "columns": {"Natural": "clean", "PGD-20": "pgd(steps=20)", "worst": "robust"}}}
 
-A row may name several models, of which the first with such a number counts; a column may name several numbers,
+"notes" of a table are lines that are printed below it. A row may name several models, of which the first with such a number counts; a column may name several numbers,
 of which the least counts, or one (or several) for each row: {"PGD-20": {"CIFS beta=0": "...", ...}}.
 """
 
@@ -45,11 +45,13 @@ class Reproduction:
     unit: str
     cells: tuple[Cell, ...]
     sources: tuple[str, ...]  # one line for each model that was measured
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         cells = [vars(cell) for cell in self.cells]
-        return {"table": self.name, "unit": self.unit, "cells": cells, "sources": list(self.sources)}
+        lists = {"sources": list(self.sources), "notes": list(self.notes)}
+        return {"table": self.name, "unit": self.unit, "cells": cells, **lists}
 
     def text(self) -> str:
         """For people: `published / measured` in every cell, blank where there is no figure."""
@@ -58,11 +60,13 @@ class Reproduction:
         )
         found = {(cell.row, cell.column): cell for cell in self.cells}
         lines = [["", *columns]]
-        lines += [[row, *(_shown(found.get((row, column))) for column in columns)] for row in rows]
+        digits = 2 if self.unit == "dB" else 1
+        lines += [[row, *(_shown(found.get((row, column)), digits) for column in columns)] for row in rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
         text = [f"{self.name}, published / measured here, {self.unit or 'no unit'}"]
         text += ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-        return "\n".join([*text, *(self.sources or ("nothing of this table was measured here yet",))])
+        sources = self.sources or ("nothing of this table was measured here yet",)
+        return "\n".join([*text, *sources, *self.notes])
 
 
 def tables(method: str | None = None) -> list[str]:
@@ -114,7 +118,7 @@ def reproduce(name: str, folders: Iterable[str | Path] = ()) -> Reproduction:
             Cell(c.row, c.column, c.published, None if c.measured is None else 100 * c.measured)
             for c in cells
         ]
-    return Reproduction(name, unit, tuple(cells), tuple(sources))
+    return Reproduction(name, unit, tuple(cells), tuple(sources), tuple(_several(mapping.get("notes"))))
 
 
 def _plugins(method: str | None) -> list[Plugin]:
@@ -185,7 +189,7 @@ def _result(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _shown(cell: Cell | None) -> str:
+def _shown(cell: Cell | None, digits: int) -> str:
     if cell is None:
         return ""
-    return f"{cell.published} / " + ("" if cell.measured is None else f"{cell.measured:.1f}")
+    return f"{cell.published} / " + ("" if cell.measured is None else f"{cell.measured:.{digits}f}")

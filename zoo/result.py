@@ -20,6 +20,9 @@ OWN_ATTACK_MISSING = "the model's own adaptive attack was not part of the suite"
 class Result:
     """Accuracies are fractions in [0,1] of all `n` images.
 
+    Where `metric` is "psnr", of denoisers, all values are mean PSNR in dB instead: `clean` under noise that
+    nobody chose, `robust` that of the worst attack on each image (`zoo.restoration`).
+
     `robust` is the share of images that are right on the clean image and under every attack of the suite
     that works under `threat`. It is None when there is none (a suite of corruptions is no adversary's claim)
     and when the model has an adaptive attack of its own that the suite left out; `extra["no_worst_case"]`
@@ -54,6 +57,8 @@ class Result:
 
     def table(self) -> str:
         """A table for people: accuracy on clean images, under each attack, and in the worst case."""
+        if self.metric == "psnr":
+            return self._psnr_table()
         corruptions = self.extra.get("corruptions", {})
         apart = corruptions.get("calls", {})
         rows = [("clean", self.clean), *((k, v) for k, v in self.per_attack.items() if k not in apart)]
@@ -79,6 +84,22 @@ class Result:
         many = calls.count(";") > 20
         shown = f"{head} [{calls.count(';') + 1} attacks]{settings}" if bracket and many else self.protocol
         return "\n".join([*lines, f"  protocol: {shown}", f"  {self.seconds:.1f} s on {self.device}"])
+
+    def _psnr_table(self) -> str:
+        """Mean PSNR and SSIM under every noise and attack, and PSNR in the worst case."""
+        similar = self.extra.get("ssim", {})
+        rows = [(call, value, similar.get(call)) for call, value in self.per_attack.items()]
+        if self.robust is not None:
+            rows.append((f"worst case under {self.threat}", self.robust, None))
+        width = max(len(name) for name, *_ in rows)
+        lines = [f"{self.name}, {self.n} images of {self.dataset}, {self.threat}, mean PSNR and SSIM"]
+        for name, value, structure in rows:
+            shown = "" if structure is None else f"  {structure:.4f}"
+            lines.append(f"  {name:{width}}  {value:6.2f} dB{shown}")
+        if self.robust is None:
+            lines.append(f"  no worst case: {self.extra.get('no_worst_case') or OWN_ATTACK_MISSING}")
+        lines += [f"  flag: {flag}" for flag in self.flags]
+        return "\n".join([*lines, f"  protocol: {self.protocol}", f"  {self.seconds:.1f} s on {self.device}"])
 
     def same_function(self, other: Result) -> bool:
         """Whether both were measured on one function: equal weights with other arguments are another one.

@@ -11,11 +11,12 @@ import torch
 from zoo.catalogue import full_name, local_folder
 from zoo.errors import NoWeights, ZooError
 from zoo.evaluation import evaluate
-from zoo.records import load_pair
+from zoo.records import load_arrays, load_pair
 from zoo.registry import registry
 from zoo.result import Result, wilson
 
 AGREEMENT = 0.99
+DECIBELS = 0.1  # that gradients in another precision may move the PSNR of an image under attack
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ def verify(
     data_root: str | Path | None = None,
     scratch: str | Path | None = None,
     show_progress: bool = False,
-) -> Verification:
+) -> Verification | ImageVerification:
     """Measure the first `n` images of a card again, by the card's own protocol.
 
     Args:
         name: `model.tag` with a card on this machine.
-        n: at least 200, or all images where there are fewer.
+        n: at least 200, or all images where there are fewer; of a denoiser any number.
         device, data_root, show_progress: as in `zoo.evaluate`.
         scratch: a folder for the new result; None keeps it in memory only.
 
@@ -71,7 +72,8 @@ def verify(
     if folder is None:
         raise NoWeights(f"{full} has no card on this machine; fetch it with 'zoo pull {full} --to DIR'")
     stored = _stored_result(folder)
-    n = min(max(n, 200), stored.n)
+    images = stored.metric == "psnr"  # whose every image is a measurement of its own: few are enough
+    n = min(n if images else max(n, 200), stored.n)
     suite, further = _suite(stored)
     import tempfile
 
@@ -90,12 +92,17 @@ def verify(
             data_root=data_root,
             show_progress=show_progress,
         )
-        _, new = load_pair(out)
-    _, old = load_pair(folder, stored)
+        if images:
+            new_arrays = load_arrays(out, result)
+        else:
+            _, new = load_pair(out)
     if result.sha256 != stored.sha256:
         raise ZooError(f"the card of {full} was measured on other weights than it holds; build it again")
     if not result.same_function(stored):
         raise ZooError(f"the card of {full} was measured with other arguments of the model; build it again")
+    if images:
+        return _compared(str(full), n, stored, load_arrays(folder, stored), new_arrays)
+    _, old = load_pair(folder, stored)
     same = [new.clean == old.clean[:n], *(new.attacks[call] == old.attacks[call][:n] for call in new.attacks)]
     robust = int(new.worst.sum())
     published = stored.robust if stored.robust is not None else float(old.worst.float().mean())
@@ -107,6 +114,42 @@ def verify(
     return Verification(
         str(full), n, published, float(old.worst[:n].float().mean()), wilson(robust, n), robust / n, agreement
     )
+
+
+@dataclass(frozen=True)
+class ImageVerification:
+    """As `Verification`, of a denoiser: the PSNR of the first images, image by image."""
+
+    name: str
+    n: int
+    stored: dict[str, float]  # mean PSNR of each entry of the suite on the slice
+    measured: dict[str, float]
+    difference: float  # the largest of any image, in dB
+
+    @property
+    def passed(self) -> bool:
+        """No image differs by more than `DECIBELS`."""
+        return self.difference <= DECIBELS
+
+    def table(self) -> str:
+        """For people."""
+        head = f"{self.name}: {'verified' if self.passed else 'NOT VERIFIED'} on {self.n} images"
+        lines = [f"  {k}: {v:.3f} dB, stored {self.stored[k]:.3f}" for k, v in self.measured.items()]
+        return "\n".join([head, *lines, f"  at most {self.difference:.4f} dB apart ({DECIBELS} allowed)"])
+
+
+def _compared(
+    name: str, n: int, stored: Result, old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]
+) -> ImageVerification:
+    """Compare the stored PSNR with those of now."""
+    calls = [f"psnr:{call}" for call in stored.per_attack]
+    if lacking := [call for call in calls if call not in old or call not in new]:
+        raise ZooError(
+            f"the card of {name} has no values of {lacking[0].removeprefix('psnr:')}; build it again"
+        )
+    apart = max(float((old[call][:n] - new[call]).abs().max()) for call in calls)
+    before, now = ({c.removeprefix("psnr:"): float(a[c][:n].mean()) for c in calls} for a in (old, new))
+    return ImageVerification(name, n, before, now, apart)
 
 
 def _stored_result(folder: Path) -> Result:
