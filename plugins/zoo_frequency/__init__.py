@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from zoo.hookspecs import hookimpl
 from zoo.spec import Analysis, Attack, ModelSpec, Protocol, Recipe
-from zoo_frequency.models import MODELS
-from zoo_frequency.recipes import RECIPES
+from zoo_frequency.models import MODELS as MODELS
+from zoo_frequency.recipes import RECIPES as RECIPES
 
 ATTACKS = [
     Attack(

@@ -20,6 +20,7 @@ from zoo_frequency.measure import (
     hits,
     labelled,
     methods_of,
+    share,
     source_of,
     texts,
     title_of,
@@ -75,7 +76,8 @@ def curves(
     if white_steps:
         found[white] = {"adaptive": [_share(model, x, y, seed)]}
         for threat in threats.values():
-            found[white]["adaptive"].append(adaptive(model, x, y, threat, steps=white_steps, seed=seed)[1])
+            right = adaptive(model, x, y, threat, steps=white_steps, seed=seed)
+            found[white]["adaptive"].append(share(right))
     points = [0.0, *(threat.eps for threat in threats.values())]
     about = f"{len(x)} images of {data.name}; made on {source_name}, shown to {title_of(model)}; Linf"
     pictures.curves_plot(found, points, chosen, Path(out) / "curves.png", about)
@@ -84,4 +86,4 @@ def curves(
 
 
 def _share(network: nn.Module, x: Tensor, y: Tensor, seed: int) -> float:
-    return round(float(hits(network, x, y, seed)[1].float().mean()), 6)
+    return share(hits(network, x, y, seed)[1])

@@ -78,7 +78,7 @@ class TileResNet(StagedResNet):
 
     Args:
         layers, width, num_classes, global_pool: as `zoo_base.cifar_resnet.CifarResNet`.
-        in_chans, channels, resize, crop, rounding: of the input (`TileInput`). Without a crop (`crop=None`) all of
+        in_chans, channels, resize, crop, rounding: of the input (`TileInput`). Without a crop (`crop=0`) all of
             the resized image counts: the thesis's "no center crop".
         layer2_stride: 1 (plain) or 2 (strided).
         image_size: side of the images that the model is meant for, which only says how much maps have shrunk.
@@ -94,8 +94,8 @@ class TileResNet(StagedResNet):
         in_chans: int = 3,
         num_classes: int = 1000,
         channels: int = 24,
-        resize: int | None = 512,
-        crop: int | None = 448,
+        resize: int = 512,
+        crop: int = 448,
         rounding: bool = True,
         layer2_stride: int = 1,
         image_size: int = 224,
@@ -167,7 +167,7 @@ class WholeDctResNet(CifarResNet):
     Args:
         layers, width, in_chans, num_classes, norm, global_pool: as `CifarResNet`.
         size: side of the images.
-        rounding: of the coefficients, in grey levels.
+        rounding, scaling: of the coefficients (`WholeInput`).
     """
 
     def __init__(
@@ -178,11 +178,12 @@ class WholeDctResNet(CifarResNet):
         num_classes: int = 10,
         size: int = 32,
         rounding: bool = False,
+        scaling: str = "whole",
         norm: str = "batch",
         global_pool: str = "avg",
     ) -> None:
         super().__init__(layers, width, in_chans, num_classes, norm=norm, global_pool=global_pool)
-        self.frequency = WholeInput(in_chans, size, rounding)
+        self.frequency = WholeInput(in_chans, size, rounding, scaling)
 
     def stages(self, x: Tensor, tap: Tap = keep) -> Iterator[Tensor]:
         """DCT, then as `CifarResNet`."""
@@ -245,7 +246,7 @@ def image_resnet50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def dct_resnet10_cifar_tiles(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-10 on 24 DCT channels of 8x8 tiles of 32x32 images enlarged to 128x128."""
-    ours = {"layers": TEN, "num_classes": 10, "resize": 128, "crop": None, "image_size": 32}
+    ours = {"layers": TEN, "num_classes": 10, "resize": 128, "crop": 0, "image_size": 32}
     return build(TileBasicResNet, "dct_resnet10_cifar_tiles", pretrained, **{**ours, **kwargs})
 
 

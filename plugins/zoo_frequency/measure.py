@@ -137,13 +137,16 @@ def hits(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> dict[int, Ten
 def shares(found: dict[int, Tensor]) -> Iterator[tuple[str, float]]:
     """("top-1", accuracy) and ("top-5", accuracy)."""
     for k, right in found.items():
-        yield f"top-{k}", round(float(right.float().mean()), 6)
+        yield f"top-{k}", share(right)
 
 
-def adaptive(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, steps: int, seed: int
-) -> tuple[float, float]:
-    """Accuracy without an attack, and under the white-box attack, through every layer of the model.
+def share(right: Tensor) -> float:
+    """The share of right answers."""
+    return round(float(right.float().mean()), 6)
+
+
+def adaptive(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, steps: int, seed: int) -> Tensor:
+    """Which images are right without an attack and under the white-box attack, through every layer; bool `[N]`.
 
     A stochastic defence is attacked through the mean of several draws and judged by the vote of several.
     """
@@ -155,5 +158,4 @@ def adaptive(
             adv = _in_parts(
                 x, y, threat, lambda a, b: white_box(judge.target, a, b, threat, seed=seed, steps=steps)
             )
-        right = clean & vote(judge.right(adv, y))
-    return round(float(clean.float().mean()), 6), round(float(right.float().mean()), 6)
+        return (clean & vote(judge.right(adv, y))).to(x.device)

@@ -24,6 +24,7 @@ from zoo_frequency.measure import (
     hits,
     labelled,
     methods_of,
+    share,
     shares,
     source_of,
     texts,
@@ -53,7 +54,8 @@ def protocol(
     "transfer": images made against the undefended source, shown to this network behind each defence. For an image
     network, which is its own source, "none" is a white box, and the rows behind defences are attacks that do not
     know the defence. "white box": the three attacks on this network itself, and "adaptive", the worst of the
-    gradients that defence and network offer (`zoo_frequency.attack.white_box`), on each defence.
+    gradients that defence and network offer (`zoo_frequency.attack.white_box`), on each defence; of the bare
+    network the worst of all that was run.
 
     Args:
         model: any classifier.
@@ -95,21 +97,25 @@ def protocol(
         total = len(threats) * (2 * len(chosen) + len(chains))
         done = 0
         for text, threat in threats.items():
+            standing = hits(model, x, y, seed)[1]  # under every white-box attack on the bare network
             for kind, target in (("transfer", attacked_network), ("white-box", model)):
                 for method in chosen:
                     with progress.part(done, total):
                         adv = attacked(target, x, y, threat, method, seed)
                     done += 1
                     adv = jpeg(adv, jpeg_quality) if jpeg_quality else adv
-                    shown = networks if kind == "transfer" else {"none": model}
-                    for chain, network in shown.items():
-                        for top, value in shares(hits(network, adv, y, seed)):
+                    shown: dict[str, nn.Module] = {**networks} if kind == "transfer" else {"none": model}
+                    for chain, judged in shown.items():
+                        found = hits(judged, adv, y, seed)
+                        standing &= found[1] | (kind == "transfer")
+                        for top, value in shares(found):
                             numbers[f"{kind} {chain} {method} {text} {top}"] = value
             for chain, network in networks.items() if white_steps else ():
                 with progress.part(done, total):
-                    _, value = adaptive(network, x, y, threat, steps=white_steps, seed=seed)
+                    right = adaptive(network, x, y, threat, steps=white_steps, seed=seed)
                 done += 1
-                numbers[f"white-box {chain} adaptive {text} top-1"] = value
+                right = right & standing if chain == "none" else right
+                numbers[f"white-box {chain} adaptive {text} top-1"] = share(right)
     pictures.protocol_plot(
         numbers, chains, chosen, list(threats), bool(white_steps), Path(out) / "protocol.png"
     )
@@ -123,14 +129,12 @@ def cropped(model: nn.Module, crop: bool) -> Iterator[None]:
     Raises:
         ZooError: the network does not crop.
     """
-    layers = [
-        module for module in model.modules() if isinstance(module, TileInput) and module.crop is not None
-    ]
+    layers = [module for module in model.modules() if isinstance(module, TileInput) and module.crop]
     if not crop and not layers:
         raise ZooError(f"{title_of(model)} crops nothing; leave out crop=false")
     before = [layer.crop for layer in layers]
     for layer in layers:
-        layer.crop = layer.crop if crop else None
+        layer.crop = layer.crop if crop else 0
     try:
         yield
     finally:

@@ -10,18 +10,19 @@ from zoo.data import Data
 from zoo.errors import ZooError
 from zoo.loading import load, name_of
 from zoo.registry import registry
-from zoo_frequency.inputs import FrequencyInput
+from zoo_frequency.inputs import FrequencyInput, WholeInput
 
 PART = 512
-FLOOR = 0.1  # grey levels: a coefficient that never varies more is not blown up
+FLOOR = 1.0  # grey levels: rounding pixels to 8 bits alone moves coefficients by 0.3
 
 
 @torch.no_grad()
 def standardise(model: nn.Module, data: Data, *, seed: int) -> None:
     """Set mean and std of every frequency input to those of the training images, each coefficient for itself.
 
-    Whole-image coefficients each have a number of their own, those of tiles one per channel over all tiles: the
-    std of the coefficients, and not the spread of means that `zoo_frequency.channels` documents.
+    Of tiles one number per channel, over all tiles: the std of the coefficients, and not the spread of means that
+    `zoo_frequency.channels` documents. Of whole images a mean for each coefficient, and one std for all of a channel
+    or one for each (`WholeInput`).
 
     Args:
         model: with a `FrequencyInput`.
@@ -45,8 +46,11 @@ def standardise(model: nn.Module, data: Data, *, seed: int) -> None:
             squares += found.square().sum(over, keepdim=True)
             count += found.numel() // layer.mean.numel()
         mean = total / count
+        variance = (squares / count - mean.square()).clamp_min(0)
+        if isinstance(layer, WholeInput) and layer.scaling == "whole":
+            variance = variance.mean((2, 3), keepdim=True)
         layer.mean.copy_(mean)
-        layer.std.copy_((squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(FLOOR))
+        layer.std.copy_(variance.sqrt().clamp_min(FLOOR))
 
 
 def start_from_twin(model: nn.Module, data: Data, *, seed: int) -> None:

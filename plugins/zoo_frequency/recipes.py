@@ -82,6 +82,16 @@ RECIPES = [
         "on Fashion-MNIST as in the thesis, no augmentation",
     ),
     Recipe(
+        model="dct-resnet10-cifar",
+        tag="each_cifar10_jpeg",
+        summary="plain training on CIFAR-10 as JPEG, ten epochs; every coefficient standardised by itself",
+        dataset="cifar10-jpeg",
+        threat=Threat.parse("linf:8/255"),
+        model_kwargs={"width": 16, "scaling": "each"},
+        validate="zoo.validation:clean",
+        stages=(replace(SHORT, prepare="zoo_frequency.recipe:standardise"),),
+    ),
+    Recipe(
         model="dct-resnet10-cifar-tiles",
         tag="natural_cifar10_jpeg",
         summary="plain training on CIFAR-10 as JPEG, ten epochs",

@@ -79,7 +79,7 @@ def tile_dct(x: Tensor, tile: int = 8) -> Tensor:
     Raises:
         ContractError: a side is no multiple of the tile.
     """
-    check_tiles(*x.shape[2:], tile)
+    check_tiles(x.shape[2], x.shape[3], tile)
     kernels = tile_kernels(tile, x.device, x.dtype)
     n, planes, height, width = x.shape
     found = F.conv2d(x.reshape(n * planes, 1, height, width), kernels, stride=tile)
