@@ -96,7 +96,7 @@ def _moving(x: Tensor, moves: Tensor) -> Candidate:
 
 
 def move(x: Tensor, moves: Tensor) -> Tensor:
-    """Rotate about the middle, then translate; bilinear, black outside.
+    """Rotate about the middle, then translate; bilinear, black outside. Where nothing moves, nothing changes.
 
     Args:
         x: images `[N,C,H,W]`.
@@ -111,7 +111,7 @@ def move(x: Tensor, moves: Tensor) -> Tensor:
     columns, rows = cos * right + sin * down, cos * down - sin * right
     grid = torch.stack([2 * columns / width, 2 * rows / height], -1).to(x.dtype)
     moved = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return moved.clamp(0, 1)
+    return torch.where((moves != 0).any(1)[:, None, None, None], moved.clamp(0, 1), x)
 
 
 def gaussian_noise(
