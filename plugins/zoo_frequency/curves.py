@@ -37,6 +37,7 @@ def curves(
     defences: str = "none;bits;median;average;pd;pd+average",
     methods: str = "pgd,bim,mim",
     white_steps: int = 40,
+    images: int = 1000,
     source: str = "",
     source_weights: str = "",
     seed: int = 0,
@@ -48,7 +49,7 @@ def curves(
     the adaptive attack on itself.
 
     Args:
-        model, data, eps, unit, methods, white_steps, source, source_weights, seed: as in
+        model, data, eps, unit, methods, white_steps, images, source, source_weights, seed: as in
             `zoo_frequency.protocol.protocol`.
         out: folder for curves.png.
         defences: of the image network.
@@ -59,7 +60,7 @@ def curves(
     need_matplotlib()
     image, source_name = source_of(model, source, source_weights)
     threats, chosen = budgets(eps, unit, image), methods_of(methods)
-    x, y = labelled(data, device_of(model))
+    x, y = labelled(data, images, device_of(model))
     lines: dict[str, nn.Module] = {f"image, {chain}": defend(image, chain) for chain in texts(defences, ";")}
     if image is not model:
         lines |= {"DCT": model, "DCT, average": defend(model, "average")}

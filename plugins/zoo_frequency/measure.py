@@ -26,14 +26,18 @@ UNITS = ("normalised", "pixels")
 Numbers = dict[str, Any]
 
 
-def labelled(data: Data, device: torch.device) -> tuple[Tensor, Tensor]:
-    """All images in [0,1] and their labels, on a device.
+def labelled(data: Data, images: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The first images in [0,1] and their labels, on a device; all of them for 0, and where there are fewer.
 
     Raises:
-        ZooError: there are no labels.
+        ZooError: there are no labels, or the number is negative.
     """
     if data.labels is None:
         raise ZooError(f"{data.name} has no labels; this analysis counts right answers")
+    if images < 0:
+        raise ZooError(f"images={images} must be 0 (all) or more")
+    data = data.subset(min(images or len(data), len(data)))
+    assert data.labels is not None
     return data.pixels().to(device), data.labels.to(device)
 
 

@@ -48,7 +48,7 @@ def occupancy(
     """
     need_matplotlib()
     image, source_name = source_of(model, source, source_weights)
-    x, y = labelled(data.subset(min(images, len(data))), device_of(model))
+    x, y = labelled(data, images, device_of(model))
     kinds = {
         "clean images": x,
         "PGD on the image network": attacked(image, x, y, threat, "pgd", seed, steps) - x,

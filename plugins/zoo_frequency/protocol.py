@@ -45,6 +45,7 @@ def protocol(
     jpeg_quality: int = 0,
     crop: bool = True,
     white_steps: int = 40,
+    images: int = 1000,
     source: str = "",
     source_weights: str = "",
     seed: int = 0,
@@ -70,6 +71,7 @@ def protocol(
             ImageNet (PIL's default is 75), which alone takes part of an attack away; 0 keeps them in memory.
         crop: False takes the middle square of tile networks away: the thesis's "no center crop".
         white_steps: of the adaptive attack; 0 leaves it out.
+        images: the first so many, before any is left out; 0 for all.
         source, source_weights: the attacked network, as in `zoo_frequency.attack.transfer`.
         seed: of random starts and random defences.
 
@@ -82,7 +84,7 @@ def protocol(
     attacked_network, source_name = source_of(model, source, source_weights)
     threats = budgets(eps, unit, attacked_network)
     chains, chosen = texts(defences, ";"), methods_of(methods)
-    x, y = labelled(data, device_of(model))
+    x, y = labelled(data, images, device_of(model))
     numbers: Numbers = {"name": title_of(model), "dataset": data.name, "source": source_name}
     with cropped(model, crop):
         if both_right:

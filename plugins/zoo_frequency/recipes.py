@@ -14,7 +14,7 @@ from zoo.spec import Recipe, Stage
 from zoo.threat import Threat
 
 SHORT = Stage(
-    epochs=10,
+    epochs=6,
     objective="zoo_base.recipe:natural",
     optimizer="sgd(lr=0.1, momentum=0.9, weight_decay=0.0005)",
     schedule="onecycle(peak=0.25)",
@@ -63,7 +63,7 @@ RECIPES = [
     *pair(
         "resnet10-cifar", "digits", replace(SHORT, epochs=20), "linf:0.1", "on scikit-learn's digits", GREY
     ),
-    *pair("resnet10-cifar", "cifar10-jpeg", SHORT, "linf:8/255", "on CIFAR-10 as JPEG, ten epochs", NARROW),
+    *pair("resnet10-cifar", "cifar10-jpeg", SHORT, "linf:8/255", "on CIFAR-10 as JPEG, six epochs", NARROW),
     *pair(
         "resnet10-mnist",
         "mnist",
@@ -84,7 +84,7 @@ RECIPES = [
     Recipe(
         model="dct-resnet10-cifar",
         tag="each_cifar10_jpeg",
-        summary="plain training on CIFAR-10 as JPEG, ten epochs; every coefficient standardised by itself",
+        summary="plain training on CIFAR-10 as JPEG, six epochs; every coefficient standardised by itself",
         dataset="cifar10-jpeg",
         threat=Threat.parse("linf:8/255"),
         model_kwargs={"width": 16, "scaling": "each"},
@@ -94,7 +94,7 @@ RECIPES = [
     Recipe(
         model="dct-resnet10-cifar-tiles",
         tag="natural_cifar10_jpeg",
-        summary="plain training on CIFAR-10 as JPEG, ten epochs",
+        summary="plain training on CIFAR-10 as JPEG, six epochs",
         dataset="cifar10-jpeg",
         threat=Threat.parse("linf:8/255"),
         model_kwargs={"width": 16},

@@ -32,6 +32,7 @@ def rigid(
     step: float = 2.0,
     translation: int | None = None,
     draws: int = 10,
+    images: int = 1000,
     source: str = "",
     source_weights: str = "",
     seed: int = 0,
@@ -45,7 +46,7 @@ def rigid(
     black outside.
 
     Args:
-        model, data, source, source_weights: as in `zoo_frequency.protocol.protocol`.
+        model, data, images, source, source_weights: as in `zoo_frequency.protocol.protocol`.
         out: folder for rigid.png.
         rotation, step: the grid of angles, in degrees; 30 and 2 for Fashion-MNIST in the thesis, 60 and 2 for ImageNet.
         translation: the largest shift in whole pixels, along each axis; None for a tenth of the side.
@@ -64,7 +65,7 @@ def rigid(
         raise ZooError(
             "frequency-spatial: draws and step must be above 0, rotation and translation not below"
         )
-    x, y = labelled(data, device_of(model))
+    x, y = labelled(data, images, device_of(model))
     shift = round(0.1 * min(x.shape[2:])) if translation is None else translation
     grids = {"T": shifts_up_to(shift), "R": angles_up_to(rotation, step)}
     image, source_name = source_of(model, source, source_weights)
