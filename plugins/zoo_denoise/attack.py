@@ -53,7 +53,8 @@ def obsatk(
         precision: "float32", "bfloat16", or None for what hardware and model allow.
 
     Returns:
-        Observations inside the threat model, before a last clip to [0,1] which may move their mean a little.
+        Observations inside the threat model, before a last clip to [0,1] which may move their mean a little
+        (`zoo.evaluate` and `zoo.attack` take that off again, and clip again).
 
     Raises:
         ZooError: another threat model, or no steps.

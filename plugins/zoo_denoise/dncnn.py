@@ -66,6 +66,13 @@ class DnCNN(nn.Module):
         return x - noise
 
 
+class ShallowDnCNN(DnCNN):
+    """`DnCNN` with 17 convolutions unless told otherwise."""
+
+    def __init__(self, depth: int = 17, width: int = 64, in_chans: int = 1, num_classes: int = 0) -> None:
+        super().__init__(depth, width, in_chans, num_classes)
+
+
 def _conv(channels: int, filters: int) -> nn.Conv2d:
     return nn.Conv2d(channels, filters, 3, padding=1, bias=False)
 
@@ -76,16 +83,16 @@ default_cfgs = timm_cfgs(MODELS, RECIPES, classifier=(), first_conv="layers.0")
 @register_model
 def dncnn_s(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """DnCNN-S: 17 convolutions, for gray images with one level of noise."""
-    return build(DnCNN, "dncnn_s", pretrained, **{"depth": 17, **kwargs})
+    return build(ShallowDnCNN, "dncnn_s", pretrained, **kwargs)
 
 
 @register_model
 def dncnn_b(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """DnCNN-B: 20 convolutions, for gray images with any level of noise; 667,008 parameters."""
-    return build(DnCNN, "dncnn_b", pretrained, **{"depth": 20, **kwargs})
+    return build(DnCNN, "dncnn_b", pretrained, **kwargs)
 
 
 @register_model
 def dncnn_c(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """DnCNN-C: 20 convolutions, for colour images with any level of noise."""
-    return build(DnCNN, "dncnn_c", pretrained, **{"depth": 20, "in_chans": 3, **kwargs})
+    return build(DnCNN, "dncnn_c", pretrained, **kwargs)

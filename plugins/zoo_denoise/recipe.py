@@ -41,8 +41,8 @@ def hybrid(
     """HAT (equation 2.3): 1/2 (1/(1+alpha) ||f(y) - x||^2 + alpha/(1+alpha) ||f(y') - f(y)||^2).
 
     y is x with normal noise whose level is drawn from U(`low`, `high`) for each patch, and y' is y after one
-    step of ObsAtk of the length of its whole budget, made in eval mode. f(y) and f(y') are two passes in train
-    mode, so BatchNorm is updated twice; f(y) is not detached in the second term. With `alpha` 0 it is normal
+    step of ObsAtk of the length of its whole budget, made first and in eval mode. f(y) and f(y') are two passes
+    in train mode, so BatchNorm is updated twice; f(y) is not detached in the second term. With `alpha` 0 it is normal
     training, and there is no attack.
 
     Args:
@@ -59,12 +59,13 @@ def hybrid(
     """
     x = targets(model, x)
     noisy = observe(x, step, low, high)
+    attacked = one_step(model, noisy, x, threat=threat, step=step, eps=eps) if alpha else None
     out = step.forward(noisy)[0]
     plain = _half_error(out, x)
     terms = {"psnr": float(psnr(out.detach(), x).mean())}
-    if alpha == 0:
+    if attacked is None:
         return plain, terms
-    adversarial = step.forward(one_step(model, noisy, x, threat=threat, step=step, eps=eps))[0]
+    adversarial = step.forward(attacked)[0]
     terms["adversarial_psnr"] = float(psnr(adversarial.detach(), x).mean())
     distance = _half_error(adversarial, out)
     return (plain + alpha * distance) / (1 + alpha), terms
@@ -155,7 +156,7 @@ def validate(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: in
     noisy = (clean + HELD_LEVEL * noise).clamp(0, 1)
     noisy = noisy if clean.shape == pixels.shape else pixels[:, : clean.shape[1]]
     with frozen(model), torch.no_grad():
-        values = [psnr(model(a[None]), b[None]) for a, b in zip(noisy, clean, strict=True)]
+        values = [psnr(model(a), b) for a, b in zip(noisy.split(8), clean.split(8), strict=True)]
     return {"psnr": float(torch.cat(values).mean())}
 
 
