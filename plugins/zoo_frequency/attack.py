@@ -46,8 +46,6 @@ def craft(
 ) -> Tensor:
     """Last iterates of one of the thesis's attacks on a network, whether they fool it or not.
 
-    Deviation: AdverTorch's random start is not clipped in pixels before the first step.
-
     Args:
         network: pixels to logits.
         x, y, threat, seed: as in `zoo.pgd.pgd`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zoo.spec import ModelSpec
 
-THESIS = "https://arxiv.org/abs/2002.12416"  # of the networks; the thesis (Chaudhury, chapter 5) has no page
+XU = "https://arxiv.org/abs/2002.12416"  # of the networks; the thesis (Chaudhury, chapter 5) has no page
 OWN = "frequency-white-box"
 
 MODELS = [
@@ -12,7 +12,7 @@ MODELS = [
         name="dct-resnet50",
         arch="zoo_frequency.frequency:dct_resnet50",
         summary="ResNet-50 on 24 DCT channels of 8x8 tiles, from pixels; rounded coefficients",
-        paper=THESIS,
+        paper=XU,
         input_size=(3, 224, 224),
         num_classes=1000,
         tiny={"layers": (1, 1, 1, 1), "width": 8, "resize": 64, "crop": 56},
@@ -34,7 +34,7 @@ MODELS = [
         name="dct-resnet10-cifar-tiles",
         arch="zoo_frequency.frequency:dct_resnet10_cifar_tiles",
         summary="ResNet-10 on 24 DCT channels of 8x8 tiles, for 32x32 images enlarged four times",
-        paper=THESIS,
+        paper=XU,
         tiny={"width": 8, "resize": 64},
         differentiable=False,
         views="zoo_frequency.attack:views",
@@ -46,7 +46,7 @@ MODELS = [
             name=f"{kind}-resnet{depth}-{images}",
             arch=f"zoo_frequency.frequency:{kind}_resnet{depth}_{images}",
             summary=f"ResNet-{depth} on {what} of {size}x{size} images",
-            paper=THESIS if kind == "dct" else "https://arxiv.org/abs/1512.03385",
+            paper=XU if kind == "dct" else "https://arxiv.org/abs/1512.03385",
             input_size=(chans, size, size),
             tiny={"width": 8} if depth == 10 else {"layers": (1, 1, 1, 1), "width": 8},
             attack=OWN if kind == "dct" else "",
