@@ -41,7 +41,7 @@ def denoise(
     """
     if tile < 0 or 0 < tile < 16:
         raise ZooError(f"--tile {tile}: a tile has at least 16 pixels of a side (0: no tiles)")
-    jobs = plan(Path(source), Path(target))
+    jobs = plan(Path(source), target)
     model, channels = _model(name, weights, sigma, device)
     failed = run(jobs, model, channels, each_channel, name, tile)
     done = len(jobs) - len(failed)
@@ -55,14 +55,15 @@ def denoise(
         raise ZooError(f"{len(failed)} of {len(jobs)} images were not denoised (named above)")
 
 
-def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    """(from, to) for every image.
+def plan(source: Path, to: str) -> list[tuple[Path, Path]]:
+    """(from, to) for every image; a `to` that ends in / is a folder.
 
     Raises:
         ZooError: nothing there, no images, or a file would be written over itself.
     """
     from zoo.images import find_images
 
+    target = Path(to)
     if source.is_dir():
         if target.suffix and target.is_file():
             raise ZooError(f"{target} is a file and {source} a folder; name a folder to write to")
@@ -75,7 +76,7 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
         return [(source / file, target / file) for file in names]
     if not source.is_file():
         raise ZooError(f"there is no file or folder {source}")
-    if target.is_dir() or str(target).endswith(("/", "\\")):
+    if target.is_dir() or to.endswith("/"):
         target = target / source.name
     if not target.suffix:
         raise ZooError(f"{target} names no image format; write {target}.png, or a folder as {target}/")

@@ -88,7 +88,7 @@ def _picture(image: Any, path: Path) -> Picture:
 
 
 def _tensor(array: Any, depth: int) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).float()[None] / depth
+    return torch.from_numpy(np.array(array, dtype=np.float32))[None] / depth
 
 
 def write_picture(path: Path, picture: Picture) -> None:
