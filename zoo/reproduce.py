@@ -6,8 +6,9 @@ std, unit), and `tables.json` which model stands for a row and which number of a
     {"4.1": {"rows": {"ResNet-18 CIFS": "cifs-resnet18.at_linf8_cifar10"},
              "columns": {"Natural": "clean", "PGD-20": "pgd(steps=20)", "worst": "robust"}}}
 
-"notes" of a table are lines that are printed below it. A row may name several models, of which the first with such a number counts; a column may name several numbers,
-of which the least counts, or one (or several) for each row: {"PGD-20": {"CIFS beta=0": "...", ...}}.
+"notes" of a table are lines that are printed below it. A row may name several models, of which the first with such
+a number counts; a column may name several numbers, of which the least counts, or one (or several) for each row:
+{"PGD-20": {"CIFS beta=0": "...", ...}}. "corruption(name=fog)" is the mean over the severities that were measured.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from zoo.catalogue import read_card
 from zoo.errors import ZooError, unknown
 from zoo.grammar import parse_name
 from zoo.registry import Plugin, registry
+from zoo.result import corruption_rows
 
 PAPER_FILE, TABLES_FILE = "paper.csv", "tables.json"
 
@@ -60,7 +62,7 @@ class Reproduction:
         )
         found = {(cell.row, cell.column): cell for cell in self.cells}
         lines = [["", *columns]]
-        digits = 2 if self.unit == "dB" else 1
+        digits = {"dB": 2, "norm": 3}.get(self.unit, 1)
         lines += [[row, *(_shown(found.get((row, column)), digits) for column in columns)] for row in rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
         text = [f"{self.name}, published / measured here, {self.unit or 'no unit'}"]
@@ -168,7 +170,9 @@ def _measured(
     card = read_card(name)
     stored = (*card.get("results", []), *card.get("analyses", []))
     for result in (*(r for r in extra if r.get("name") == str(name)), *stored):
-        known: dict[str, Any] = {**result.get("per_attack", {}), **result.get("extra", {}), **result}
+        means = corruption_rows(result) if result.get("extra") else []
+        known: dict[str, Any] = {f"corruption(name={label})": mean for label, _, mean in means}
+        known |= {**result.get("per_attack", {}), **result.get("extra", {}), **result}
         values = [known[metric] for metric in metrics if isinstance(known.get(metric), int | float)]
         if len(values) == len(metrics):
             epochs = sum(stage.epochs for stage in registry().recipe(name).stages)

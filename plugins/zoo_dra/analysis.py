@@ -8,6 +8,7 @@ last iterate.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -22,12 +23,13 @@ from torch import Tensor, nn
 from zoo import progress
 from zoo.data import Data
 from zoo.drawing import need_matplotlib
-from zoo.errors import ZooError
+from zoo.errors import UnknownName, ZooError
 from zoo.files import write_text
 from zoo.grammar import parse_number
 from zoo.judging import predict
 from zoo.loading import name_of
 from zoo.pgd import attack_loss, frozen, perturb
+from zoo.registry import registry
 from zoo.threat import Threat
 from zoo_dra import pictures
 from zoo_dra.attack import ORDERS, ascend, regulated
@@ -89,11 +91,15 @@ def salience(
             f"{name} fooled": int((predict(model, x_adv) != y).sum()),
         }
     noises = {name: x_adv - x for name, x_adv in found.items()}
-    said = {name: predict(model, x_adv).tolist() for name, x_adv in found.items()}
-    about = f"PGD with eps {pgd_eps:g}, DRA with eps {eps:g}, p {p:.3g}, {order}; in {_units(unit)}"
+    names = _class_names(data)
+    said = {name: [names(label) for label in predict(model, x_adv).tolist()] for name, x_adv in found.items()}
+    about = (
+        f"{numbers['name']}, {data.name}; PGD with eps {pgd_eps:g}, DRA with eps {eps:g}, p {_fraction(p)}, "
+        f"{order}; in {_units(unit)}"
+    )
     pictures.salience_plot(
-        x.cpu(), gradient.cpu(), {k: v.cpu() for k, v in noises.items()}, y.tolist(), said,
-        Path(out) / "salience.png", about,
+        x.cpu(), gradient.cpu(), {k: v.cpu() for k, v in noises.items()},
+        [names(label) for label in y.tolist()], said, Path(out) / "salience.png", about,
     )  # fmt: skip
     return numbers
 
@@ -232,6 +238,14 @@ def first_order_ratio(gradient: Tensor, p: float, order: str) -> float:
 def head_of(model: nn.Module, data: Data) -> Numbers:
     """What every analysis says first: of which model its numbers are, and on what they were measured."""
     return {"name": str(name_of(model) or type(model).__name__), "dataset": data.name, "n": len(data)}
+
+
+def _class_names(data: Data) -> Callable[[int], str]:
+    """The name of a class; its number where the data set gives none."""
+    names: tuple[str, ...] = ()
+    with contextlib.suppress(UnknownName):
+        names = registry().dataset(data.name.partition("(")[0]).label_names
+    return lambda label: names[label] if label < len(names) else str(label)
 
 
 def _right(model: nn.Module, data: Data) -> tuple[Tensor, Tensor, float]:

@@ -19,8 +19,8 @@ def salience_plot(
     x: Tensor,
     gradient: Tensor,
     noises: Mapping[str, Tensor],
-    labels: Sequence[int],
-    said: Mapping[str, Sequence[int]],
+    labels: Sequence[str],
+    said: Mapping[str, Sequence[str]],
     path: Path,
     about: str,
 ) -> None:
@@ -30,8 +30,8 @@ def salience_plot(
         x: images `[N,C,H,W]` in [0,1].
         gradient: `[N,C,H,W]`; each on its own scale.
         noises: of each attack, `[N,C,H,W]`.
-        labels: of the images.
-        said: what the model says of the attacked images.
+        labels: the classes of the images.
+        said: the classes that the model takes the attacked images for.
         path: of the PNG.
         about: the settings, in words.
     """
@@ -43,7 +43,7 @@ def salience_plot(
     shown: Any = None
     for row, axes in enumerate(grid):
         axes[0].imshow(_pixels(x[row]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes[0].set_ylabel(f"class {labels[row]}", fontsize=9, color=INK)
+        axes[0].set_ylabel(labels[row], fontsize=9, color=INK)
         salient = gradient[row].mean(0)
         limit = float(salient.flatten().quantile(0.995)) or 1.0
         axes[1].imshow(salient.numpy(), cmap="magma", vmin=0, vmax=limit, interpolation="nearest")

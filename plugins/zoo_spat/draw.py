@@ -27,7 +27,8 @@ def similarity_plot(
 ) -> Path:
     """Write a PNG of cosines with the class weights `[K,K]`, of those between class centres, and of norms `[K]`."""
     side = min(9.0, 1.6 + 0.36 * len(names))
-    figure = new_figure(2.6 * side + 0.6, side + 1.0, title, subtitle)
+    below = 0.03 * max(map(len, names))  # names stand upright there
+    figure = new_figure(2.6 * side + 0.6, side + 1.0 + below, title, subtitle)
     left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, 0.45])
     matrix(left, images, names, 1, (-1, 1))
     left.set_title("images (rows) and class weights", fontsize=9, color=INK)
@@ -37,7 +38,10 @@ def similarity_plot(
     right.set_yticks(range(len(names)), names)
     right.invert_yaxis()
     right.set_title("norms of the class weights", fontsize=9, color=INK)
+    right.set_box_aspect(1 / 0.45)  # as high as its neighbours
     plain_axes(right, "x")
+    for axes in (left, middle, right):
+        axes.set_anchor("N")
     return save_figure(figure, path)
 
 
@@ -75,9 +79,8 @@ def points_plot(
         if not own:
             continue
         x, y = points[own, 0], points[own, 1]
-        axes.scatter(
-            x, y, s=9, color=colormaps["tab10" if len(names) <= 10 else "tab20"](label % 20), linewidths=0
-        )
+        colour = colormaps["tab10" if len(names) <= 10 else "tab20"](label % 20)
+        axes.scatter(x, y, s=9, color=colour, linewidths=0)
         middle = sorted(x)[len(own) // 2], sorted(y)[len(own) // 2]
         axes.text(
             *middle,
@@ -85,7 +88,7 @@ def points_plot(
             ha="center",
             va="center",
             fontsize=10,
-            color=INK,
+            color=colour,
             fontweight="bold",
             path_effects=edge,
         )
