@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
 import zoo
 from zoo import ball
 from zoo.attacks import bind
+from zoo.augment import augment
 from zoo.errors import ContractError, ZooError
 from zoo.grammar import parse_name
 from zoo.judging import enforce
@@ -368,3 +370,41 @@ def test_published_figures_and_what_stands_for_them() -> None:
             registry().recipe(parse_name(name))
         bind(mapping["columns"][column][row].partition(" ")[2] or mapping["columns"][column][row])
     assert any("DIP and N2S(1) are published figures only" in note for note in tables["2.4"]["notes"])
+
+
+def test_windows_are_cut_at_random_and_turned_in_eight_ways() -> None:
+    image = torch.arange(7 * 9).float().view(1, 1, 7, 9)
+    cut = augment("patch(size=3)")(image.expand(400, -1, -1, -1), torch.Generator().manual_seed(0))
+    corners = {int(window[0, 0, 0]) for window in cut}
+    assert corners == {9 * row + column for row in range(5) for column in range(7)}
+    assert all(torch.equal(w[0] - w[0, 0, 0], image[0, 0, :3, :3]) for w in cut)
+    square = image[:, :, :5, :5].expand(400, 2, -1, -1)
+    turned = augment("dihedral()")(square, torch.Generator().manual_seed(0))
+    modes = {tuple(window[0].flatten().tolist()) for window in turned}
+    base = square[0, 0]
+    wanted = {tuple(torch.rot90(m, k).flatten().tolist()) for m in (base, base.flip(1)) for k in range(4)}
+    assert modes == wanted
+    assert torch.equal(turned[:, 0], turned[:, 1])  # the two halves of a pair turn together
+    with pytest.raises(ZooError, match="size=8 does not fit into images of 7x9 pixels"):
+        augment("patch(size=8)")(image, torch.Generator())
+    with pytest.raises(ZooError, match="7x9 pixels are no squares"):
+        augment("dihedral()")(image, torch.Generator())
+
+
+def test_an_epoch_repeats_every_image(tmp_path: Path) -> None:
+    """As many updates as images times repeats in batches, each image equally often."""
+    changes = [
+        "stages.0.epochs=1",
+        "stages.0.repeats=3",
+        "stages.0.batch_size=600",
+        "stages.0.params.alpha=0.0",
+    ]
+    changes += [
+        "stages.0.augment='patch(size=4)'",
+        "model_kwargs.depth=3",
+        "model_kwargs.width=2",
+        "holdout=97",
+    ]
+    zoo.train("dncnn-s.hat_digits", out=tmp_path / "run", overrides=changes)
+    state = load_file(tmp_path / "run" / "model.safetensors")
+    assert int(state["layers.3.num_batches_tracked"]) == 3 * 1200 // 600
