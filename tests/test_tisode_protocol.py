@@ -430,7 +430,7 @@ def test_published_figures_are_there_and_stand_beside_what_is_measured(tmp_path:
     beside = reproduce("tisode:3.3", [tmp_path])
     measured = {(c.row, c.column): c.measured for c in beside.cells if c.measured is not None}
     assert measured == {("MNIST TisODE", "FGSM-0.3"): pytest.approx(25.0)}
-    assert beside.sources == ("MNIST TisODE: tisode-mnist.gaussian_mnist_6k, 2 epochs, n = 1000 of mnist-6k",)
+    assert beside.sources == ("MNIST TisODE: tisode-mnist.gaussian_mnist_6k, 1 epoch, n = 1000 of mnist-6k",)
 
 
 def test_every_row_has_the_recipe_of_its_table() -> None:

@@ -176,7 +176,8 @@ def _measured(
         values = [known[metric] for metric in metrics if isinstance(known.get(metric), int | float)]
         if len(values) == len(metrics):
             epochs = sum(stage.epochs for stage in registry().recipe(name).stages)
-            return float(min(values)), f"{name}, {epochs} epochs, n = {result['n']} of {result['dataset']}"
+            trained = f"{epochs} epoch{'s' * (epochs != 1)}"
+            return float(min(values)), f"{name}, {trained}, n = {result['n']} of {result['dataset']}"
     return None, ""
 
 
