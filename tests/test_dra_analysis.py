@@ -239,6 +239,7 @@ def test_levels_are_accuracies_of_all_images(natural: tuple[nn.Module, Data], tm
             assert found[f"PGD {eps}"] == pytest.approx(float((model(adv).argmax(1) == y).float().mean()))
     assert 0 < found["PGD 3"] < found["PGD 1"] < 0.9
     assert found["strong 3"] <= found["PGD 3"]
+    assert levels(model, data, out=tmp_path, eps="1", unit=0.004, steps=1, images=5)["n"] == 5
     with pytest.raises(ZooError, match="no labels"):
         levels(model, Data(data.source, None, "bare", 3), out=tmp_path)
     with pytest.raises(ZooError, match="eps"):

@@ -245,13 +245,15 @@ def test_transferred_images_are_made_on_the_source_with_all_steps(
     data = labelled(model)
     asked: list[str] = []
     monkeypatch.setattr(black_box, "load", lambda name, **kwargs: asked.append(name) or source)
-    threat = Threat.parse("linf:0.1")
+    threat = Threat.parse("linf:0.05")
     found = black_box.transfer(model, data, out=tmp_path, threat=threat)
     assert asked == [found["source"]] == ["resnet10-cifar.natural_digits"]
     assert list(found["on_source"]) == ["clean", *black_box.STEPS]
     assert found.keys() >= {"name", "dataset", "n", *black_box.STEPS}
     x, y = data.pixels(), data.labels
-    adv = pgd(source, x, y, threat, steps=20, step_size=0.01, early_stop=False)
+    adv = pgd(source, x, y, threat, steps=20, step_size=0.005, early_stop=False)
+    white = pgd(model, x, y, threat, steps=20, step_size=0.005, early_stop=False)
+    assert right(model, white, y).float().mean() < right(model, adv, y).float().mean() < 1
     assert found["PGD-20"] == pytest.approx(float(right(model, adv, y).float().mean()), abs=1e-6)
     assert found["on_source"]["PGD-20"] == pytest.approx(
         float(right(source, adv, y).float().mean()), abs=1e-6

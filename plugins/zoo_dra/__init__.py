@@ -223,7 +223,14 @@ ANALYSES = [
         name="dra-levels",
         run="zoo_dra.levels:levels",
         summary="accuracy under the thesis's PGD at eps 2, 5 and 8, beside a stronger attack (tables 4.2 to 4.6)",
-        params={"eps": "2,5,8", "unit": 1 / 255, "steps": 20, "strong_steps": 50, "seed": 0},
+        params={
+            "eps": "2,5,8",
+            "unit": 1 / 255,
+            "steps": 20,
+            "strong_steps": 50,
+            "images": 1000,
+            "seed": 0,
+        },
     ),
 ]
 

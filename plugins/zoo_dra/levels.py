@@ -28,6 +28,7 @@ def levels(
     unit: float = 1 / 255,
     steps: int = 20,
     strong_steps: int = 50,
+    images: int = 1000,
     seed: int = 0,
 ) -> Numbers:
     """Accuracy at each Linf radius, into levels.png.
@@ -38,12 +39,13 @@ def levels(
 
     Args:
         model: pixels `[N,C,H,W]` in [0,1] to logits `[N,K]`.
-        data: images with labels; all of them count.
+        data: images with labels; all that are taken count.
         out: folder for levels.png.
         eps: radii in units of `unit`, separated by commas.
         unit: of the radii; 1/255 on CIFAR-10, 1 on MNIST.
         steps: of the thesis's PGD.
         strong_steps, seed: of the stronger attack.
+        images: how many, from the first.
 
     Returns:
         As `zoo_dra.analysis.head_of`; "clean"; "PGD E" and "strong E" for each radius E.
@@ -54,6 +56,7 @@ def levels(
     need_matplotlib()
     if data.labels is None:
         raise ZooError(f"{data.name} has no labels; accuracy needs some")
+    data = data.subset(min(images, len(data)))
     where = next(iter([*model.parameters(), *model.buffers()]), torch.empty(0)).device
     x, y = data.pixels().to(where), data.labels.to(where)
     radii = [parse_number(part) for part in str(eps).split(",")]
