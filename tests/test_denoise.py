@@ -178,6 +178,8 @@ def test_noise_has_its_energy_and_is_clipped() -> None:
     assert float((noise.uniform(gray, level=0.1, seed=0)[0] - gray).abs().max()) <= 0.1 * math.sqrt(3) + 1e-6
     black, _ = noise.gaussian(torch.zeros(1, 1, 50, 50), level=0.1, seed=0)
     assert float(black.min()) == 0.0
+    for make in (noise.gaussian, noise.uniform):
+        assert float(make(torch.zeros(1, 1, 50, 50), level=0.1, seed=0, clip=False)[0].min()) < -0.1
     with pytest.raises(ZooError, match="write 25/255"):
         noise.gaussian(gray, level=25, seed=0)
 
@@ -289,6 +291,7 @@ def test_levels_are_drawn_for_each_patch_and_clipped() -> None:
     assert float(levels.min()) < 4 / 255
     assert abs(float(levels.mean()) - 12.5 / 255) < 2.5 / 255
     assert float(observe(torch.zeros(2, 1, 8, 8).double(), step(), 0.1, 0.1).min()) == 0.0
+    assert float(observe(torch.zeros(2, 1, 8, 8).double(), step(), 0.1, 0.1, clip=False).min()) < -0.1
 
 
 def test_the_attack_of_training_takes_its_whole_budget_in_one_step() -> None:

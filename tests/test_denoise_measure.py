@@ -198,6 +198,10 @@ def test_an_attack_that_leaves_its_budget_is_projected(root: Path, monkeypatch: 
     monkeypatch.setattr("zoo_denoise.attack.project", lambda delta, radius: 9 * delta)
     wild = zoo.evaluate(Blur(), data, threat="zeromean:5/255", suite="obsatk(average=false)")
     assert wild.per_attack["obsatk(average=false)"] > 20  # of noise without limits: below 15
+    x = [data.batch(torch.tensor([row])).float() / 255 for row in range(2)]
+    assert wild.clean == pytest.approx(
+        sum(float(psnr(Blur()(a), a)) for a in x) / 2, abs=1e-4
+    )  # no noise named
 
 
 def test_pairs_are_measured_as_they_are(root: Path) -> None:

@@ -71,7 +71,7 @@ def measure(
     """Measure a denoiser; called by `zoo.evaluate`, where the arguments are explained.
 
     `clean` of the result is the mean PSNR under the first noise that nobody chose (of a suite without any, of
-    images as they are), `robust` the mean over the images of the least PSNR under the attacks that work with
+    what the model makes of the targets themselves), `robust` the mean over the images of the least PSNR under the attacks that work with
     the measured threat; `per_attack` holds the mean PSNR of every entry and `extra["ssim"]` the mean SSIM.
 
     Raises:
@@ -87,10 +87,10 @@ def measure(
         plan.check()
         journal = Journal(Path(out) if out is not None else None, plan.key)
         scores = plan.run(journal)
+        result = sealed(plan.result(scores), scores)
     if state_sha256(subject.model) != plan.digest:
         journal.close()
         raise ContractError(f"an attack changed the weights of {subject.name}; the numbers are void")
-    result = sealed(plan.result(scores), scores)
     result = replace(result, seconds=round(time.monotonic() - started, 2))
     if out is not None:
         save_pair(Path(out), result, scores)
@@ -261,6 +261,7 @@ class _Plan:
             reason = OWN_ATTACK_MISSING
         worst = torch.stack(together).amin(0) if together else None
         noise = next((str(item) for item in items if not item.kinds), None)
+        clean = self._mean(scores.psnr[noise]) if noise else self._of_targets()
         extra: dict[str, Any] = {
             "own_attack": own,
             "images": len(self.data),
@@ -277,7 +278,7 @@ class _Plan:
             n=len(self.data),
             threat=str(self.threat),
             metric="psnr",
-            clean=self._mean(scores.psnr[noise]) if noise else 100.0,
+            clean=clean,
             robust=None if reason or worst is None else self._mean(worst),
             per_attack={call: self._mean(values) for call, values in scores.psnr.items()},
             interval=None,
@@ -290,6 +291,15 @@ class _Plan:
             extra=extra,
             fingerprint=fingerprint(self.probe),
         )
+
+    @torch.no_grad()
+    def _of_targets(self) -> float:
+        """The mean PSNR of what the model makes of images without noise."""
+        values = []
+        for row in range(len(self.data)):
+            target = self._target(row)
+            values.append(psnr(self.subject.model(target).float(), target).cpu())
+        return self._mean(torch.cat(values))
 
     @staticmethod
     def _mean(values: Tensor) -> float:

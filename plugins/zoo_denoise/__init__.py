@@ -35,7 +35,7 @@ ATTACKS = [
         summary="normal noise on clean images, for denoisers",
         kinds=(),
         white_box=False,
-        params={"level": 25 / 255},
+        params={"level": 25 / 255, "clip": True},
         observe="zoo_denoise.noise:gaussian",
     ),
     Attack(
@@ -44,7 +44,7 @@ ATTACKS = [
         summary="uniform noise of the energy of gaussian, for denoisers",
         kinds=(),
         white_box=False,
-        params={"level": 25 / 255},
+        params={"level": 25 / 255, "clip": True},
         observe="zoo_denoise.noise:uniform",
     ),
     Attack(

@@ -1,7 +1,7 @@
 """What is observed of a clean image: Gaussian and uniform noise, and the base noise of ObsAtk.
 
 Each is an `observe` of `zoo.spec.Attack`. Observations are clipped to [0,1], as in the code of ObsAtk; its
-text, and DnCNN, describe noise that is not clipped, which no image file could hold.
+text, and DnCNN, describe noise that is not clipped, which no image file could hold: `clip=False` measures that.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from zoo.errors import ZooError
 from zoo.threat import Threat
 
 
-def gaussian(x: Tensor, *, level: float, seed: int, **others: Any) -> tuple[Tensor, None]:
+def gaussian(x: Tensor, *, level: float, seed: int, clip: bool = True, **others: Any) -> tuple[Tensor, None]:
     """Normal noise of standard deviation `level`, a share of the pixel range such as 25/255."""
-    generator = torch.Generator().manual_seed(seed)
-    return _clipped(x, _checked(level), torch.randn(x.shape, generator=generator)), None
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    return _added(x, _checked(level), noise, clip), None
 
 
-def uniform(x: Tensor, *, level: float, seed: int, **others: Any) -> tuple[Tensor, None]:
+def uniform(x: Tensor, *, level: float, seed: int, clip: bool = True, **others: Any) -> tuple[Tensor, None]:
     """Uniform noise from -sqrt(3) `level` to sqrt(3) `level`: of the energy of `gaussian`."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = (torch.rand(x.shape, generator=generator) * 2 - 1) * math.sqrt(3)
-    return _clipped(x, _checked(level), noise), None
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return _added(x, _checked(level), noise * math.sqrt(3), clip), None
 
 
 def attacked(
@@ -63,21 +62,29 @@ def attacked(
     if chosen.eps > _checked(level) + 1e-9:
         raise ZooError(f"eps={chosen.eps:.4g} of obsatk is above level={level:.4g}, the noise as a whole")
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
-    observed = _clipped(x, max(0.0, level - chosen.eps), noise)
+    observed = _added(x, max(0.0, level - chosen.eps), noise, clip=True)
     if average:
         chosen = replace(chosen, eps=chosen.eps * math.sqrt(mean_size / x[0].numel()))
     return observed, chosen
 
 
 def unchanged(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int, level: float = 0.0
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    seed: int,
+    level: float = 0.0,
+    clip: bool = True,
 ) -> Tensor:
     """The attack that noise alone is: the observation as it is."""
     return x
 
 
-def _clipped(x: Tensor, level: float, noise: Tensor) -> Tensor:
-    return (x + level * noise.to(x)).clamp(0, 1)
+def _added(x: Tensor, level: float, noise: Tensor, clip: bool) -> Tensor:
+    noisy = x + level * noise.to(x)
+    return noisy.clamp(0, 1) if clip else noisy
 
 
 def _checked(level: float) -> float:

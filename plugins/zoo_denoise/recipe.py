@@ -37,6 +37,7 @@ def hybrid(
     low: float = 0.0,
     high: float = 25 / 255,
     eps: float | None = None,
+    clip: bool = True,
 ) -> tuple[Tensor, dict[str, float]]:
     """HAT (equation 2.3): 1/2 (1/(1+alpha) ||f(y) - x||^2 + alpha/(1+alpha) ||f(y') - f(y)||^2).
 
@@ -53,12 +54,13 @@ def hybrid(
         alpha: weight of the second term; 1 in the tables of section 2.4.2, 2 for real noise.
         low, high: levels of noise, as shares of the pixel range.
         eps: instead of that of the threat.
+        clip: noisy patches to [0,1]; the first DnCNN was trained and tested without.
 
     Returns:
         The loss, and as terms the PSNR in dB of f(y) and, with an attack, of f(y').
     """
     x = targets(model, x)
-    noisy = observe(x, step, low, high)
+    noisy = observe(x, step, low, high, clip)
     attacked = one_step(model, noisy, x, threat=threat, step=step, eps=eps) if alpha else None
     out = step.forward(noisy)[0]
     plain = _half_error(out, x)
@@ -120,10 +122,11 @@ def targets(model: nn.Module, x: Tensor) -> Tensor:
     return x[:, channels:] if x.shape[1] == 2 * channels else x
 
 
-def observe(x: Tensor, step: Step, low: float, high: float) -> Tensor:
-    """Normal noise of a level drawn for each patch, clipped."""
+def observe(x: Tensor, step: Step, low: float, high: float, clip: bool = True) -> Tensor:
+    """Normal noise of a level drawn for each patch."""
     level = low + (high - low) * drawn(torch.rand, (len(x), 1, 1, 1), step.generator, step.share).to(x)
-    return (x + level * step.normal(x)).clamp(0, 1)
+    noisy = x + level * step.normal(x)
+    return noisy.clamp(0, 1) if clip else noisy
 
 
 def one_step(
