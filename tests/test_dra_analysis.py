@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import math
@@ -17,7 +18,9 @@ from zoo.attacks import resolve
 from zoo.data import Data
 from zoo.errors import ZooError
 from zoo_dra import analysis, pictures
+from zoo_dra.attack import ascend, dra, regulated
 from zoo_dra.levels import levels
+from zoo_dra.recipe import madry, trades, transfer
 
 SIDE = 16
 
@@ -158,6 +161,9 @@ def test_success_against_p_in_both_orders(data: Data, tmp_path: Path) -> None:
     assert found["rise scale-first"] == pytest.approx(rising[-1] - rising[0])
     assert found["rise scale-first"] > 0.2
     assert found["rise mask-first"] < -0.2
+    for function in (regulated, ascend, dra, transfer, madry, trades):  # the default is the one that rises
+        assert inspect.signature(function).parameters["order"].default == "scale-first"
+    assert zoo_dra.ATTACKS[0].params["order"] == "scale-first"
     margin = (model(images.pixels())[:, 0].abs() / 30).detach()  # in units of eps of PGD
     gain = closed_form(model.w, 1 / 6, "scale-first") * half / 2.2 / 255
     assert rising[1] == pytest.approx(float((margin < gain).float().mean()), abs=0.02)
@@ -199,8 +205,6 @@ def test_salience_counts_the_noise_where_the_gradient_is(
     nn.functional.cross_entropy(model(at), y, reduction="sum").backward()
     gradient = at.grad.abs().flatten(1)  # type: ignore[union-attr]
     from scipy.stats import spearmanr
-
-    from zoo_dra.attack import ascend
 
     noise = (ascend(model, x, y, eps=1 / 255, steps=5) - x).abs().flatten(1)
     wanted = sum(spearmanr(a, b).statistic for a, b in zip(noise, gradient, strict=True)) / 3
@@ -257,8 +261,6 @@ def test_images_without_labels_or_never_right_are_refused(data: Data, tmp_path: 
 
 
 def test_what_the_analyses_declare_is_what_they_take() -> None:
-    import inspect
-
     for spec in zoo_dra.ANALYSES:
         taken = inspect.signature(resolve(spec.run)).parameters
         defaults = {name: p.default for name, p in taken.items() if p.default is not p.empty}

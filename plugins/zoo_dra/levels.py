@@ -56,9 +56,10 @@ def levels(
     need_matplotlib()
     if data.labels is None:
         raise ZooError(f"{data.name} has no labels; accuracy needs some")
-    data = data.subset(min(images, len(data)))
     where = next(iter([*model.parameters(), *model.buffers()]), torch.empty(0)).device
-    x, y = data.pixels().to(where), data.labels.to(where)
+    y = data.labels[:images].to(where)
+    data = data.subset(len(y))
+    x = data.pixels().to(where)
     radii = [parse_number(part) for part in str(eps).split(",")]
     numbers: Numbers = head_of(model, data) | {"clean": _accuracy(model, x, y)}
     for number, radius in enumerate(radii):
