@@ -95,6 +95,19 @@ def test_head_losses_are_what_they_say():
     assert torch.allclose(values, small + 2.0 * (ce[1] + ce[2]) / 2)
 
 
+def test_a_loss_through_the_masks_has_their_gradient():
+    model, x, y = tiny(), images(2), torch.arange(2)
+    gradients = {}
+    for through in (False, True):
+        z = x.clone().requires_grad_(True)
+        (gradients[through],) = torch.autograd.grad(HeadLoss(0, through=through)(model, z, y)[0].sum(), z)
+    z = x.clone().requires_grad_(True)
+    final, _ = model.forward_heads(z, through_mask=True)
+    (wanted,) = torch.autograd.grad(F.cross_entropy(final, y, reduction="sum"), z)
+    assert torch.allclose(gradients[True], wanted, atol=1e-9)
+    assert (gradients[True] - gradients[False]).abs().max() > 1e-3 * wanted.abs().max()
+
+
 class TwoHeads(nn.Module):
     """A model whose final gradient is blocked: only an attack on its raw head finds the way."""
 

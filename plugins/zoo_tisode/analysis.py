@@ -131,9 +131,11 @@ def _draw_protocol(found: dict[str, Any], columns: list[str], path: Path) -> Non
         among, of_all = found[column] or 0.0, found[f"{column} of all"]
         axes.barh(place + 0.2, 100 * among, 0.36, color=BAR, label="of images that are right when clean")
         axes.barh(place - 0.2, 100 * of_all, 0.36, color=CLEAN, label="of all images")
-        axes.annotate(f"{100 * among:.1f}", (100 * among, place + 0.2), (3, 0), va="center", fontsize=8,
-                      textcoords="offset points")  # fmt: skip
+        for share, height in ((among, place + 0.2), (of_all, place - 0.2)):
+            axes.annotate(f"{100 * share:.1f}", (100 * share, height), (3, 0), va="center", fontsize=8,
+                          textcoords="offset points")  # fmt: skip
     axes.set_yticks(range(len(columns)), list(reversed(columns)))
+    axes.set_ylim(-0.6, len(columns) - 0.4)
     axes.set_xlim(0, 108)
     axes.set_xlabel("accuracy in %", fontsize=9)
     plain_axes(axes, "x")
@@ -238,7 +240,7 @@ def _draw_flow(
         axes = figure.add_subplot(1, 2, place)
         axes.plot(times, values, color=colour, linewidth=1.8)
         axes.axvline(t_end, color=CLEAN, linestyle=":")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * max(*values, 1e-6))
         axes.set_xlabel("t (dotted: T, where the classifier looks)", fontsize=9)
         axes.set_title(label, fontsize=9)
         plain_axes(axes, "both")
