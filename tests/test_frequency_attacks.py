@@ -132,6 +132,8 @@ def test_unrounded_has_the_logits_of_the_network_and_the_gradient_without_roundi
     assert len(attack.gradients(model)) == 1
     model.frequency.rounding = True
     assert [type(view) for view in attack.gradients(model)] == [type(model), attack.Unrounded]
+    assert len(attack.gradients(defend(model, "none"))) == 2
+    assert len(attack.gradients(defend(model, "median"))) == 6  # each of three, rounded and not
     assert set(attack.views(model)) == {"unrounded"}
 
 

@@ -55,9 +55,7 @@ def craft(
     Raises:
         UnknownName: no such method.
     """
-    if method not in METHODS:
-        raise unknown("method", str(method), METHODS)
-    own = METHODS[method]
+    own = settings_of(method)
     share = own["rel_step"] if rel_step is None else rel_step
     return pgd(
         network,
@@ -71,6 +69,17 @@ def craft(
         seed=seed,
         early_stop=False,
     )
+
+
+def settings_of(method: str) -> Mapping[str, Any]:
+    """The settings of one of the thesis's attacks.
+
+    Raises:
+        UnknownName: no such attack.
+    """
+    if method not in METHODS:
+        raise unknown("method", str(method), METHODS)
+    return METHODS[method]
 
 
 def transfer(
@@ -101,6 +110,7 @@ def transfer(
         ZooError: the model has no natural twin.
         NoWeights: the twin has no weights at hand.
     """
+    settings_of(method)  # refused before a network is loaded
     attacked = find_source(model, source, source_weights, x.device)
     return craft(attacked, x, y, threat, method=method, seed=seed, steps=steps, rel_step=rel_step)
 
@@ -181,11 +191,10 @@ def gradients(model: nn.Module) -> list[nn.Module]:
     if isinstance(model, ExpectationOverTransformation):
         views = gradients(model.model)
         return [ExpectationOverTransformation(view, model.draws, model.reduce) for view in views]
-    if isinstance(model, Defended):
-        return list(model.views().values()) or [model]
-    found: list[nn.Module] = [model]
+    found = list(model.views().values()) if isinstance(model, Defended) else []
+    found = found or [model]
     if any(getattr(module, "rounding", False) for module in model.modules()):
-        found.append(Unrounded(model))
+        found += [Unrounded(view) for view in found]
     return found
 
 

@@ -17,7 +17,7 @@ from zoo.loading import name_of
 from zoo.pgd import frozen
 from zoo.task import device_of
 from zoo.threat import Threat
-from zoo_frequency.attack import METHODS, craft, find_source, white_box
+from zoo_frequency.attack import craft, find_source, settings_of, white_box
 from zoo_frequency.defences import Defended
 
 PART = 512
@@ -72,8 +72,7 @@ def methods_of(text: str) -> list[str]:
     """
     names = texts(text, ",")
     for name in names:
-        if name not in METHODS:
-            raise unknown("method", name, METHODS)
+        settings_of(name)
     return names
 
 
