@@ -29,7 +29,7 @@ def choose(model: nn.Module, device: torch.device) -> Precision:
     """
     kinds = {type(module) for module in model.modules()}
     first = next(model.parameters(), None)
-    convolutional = nn.Conv2d in kinds and nn.GroupNorm not in kinds
+    convolutional = any(issubclass(kind, nn.Conv2d) for kind in kinds) and nn.GroupNorm not in kinds
     plain = first is not None and first.dtype == torch.float32
     return "bfloat16" if convolutional and plain and _has_bfloat16(device.type) else "float32"
 
