@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench_hah
 import bench_tisode
 
 Row = dict[str, Any]
@@ -364,6 +365,7 @@ SECTIONS = {
     "training": training,
     "equality": equality,
     "tisode": lambda: bench_tisode.tisode(alternate, row),
+    "hah": lambda: bench_hah.hah(alternate, row),
 }
 
 

@@ -1,0 +1,1 @@
+"""Layer-wise analysis of (partial) adversarial training."""
