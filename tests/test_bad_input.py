@@ -74,6 +74,7 @@ CASES = [
     (["--device", "warp"], "device 'warp'"),
     (["--data", "digit"], "did you mean digits?"),
     (["--weights", "nowhere.safetensors"], "cannot read"),
+    (["--out", "net.py"], "cannot write to the folder net.py"),
     (["NAME:Tuple"], "returns a tuple"),
     (["NAME:Nan"], "NaN logits"),
     (["NAME:Integers"], "returns int64"),
@@ -115,6 +116,7 @@ def test_one_line_and_nothing_written(
         "-n": "20",
         "--threat": "linf:0.1",
         "--suite": "fgsm",
+        "--out": "out",
     }
     if change[0].startswith("NAME"):
         options["NAME"] = change[0].replace("NAME", "net.py")
@@ -123,7 +125,7 @@ def test_one_line_and_nothing_written(
         options |= {key: "" if key == "--diagnose" else next(rest) for key in rest}
     name = options.pop("NAME")
     words = [word for pair in options.items() for word in pair if word]
-    code, out, err = run(monkeypatch, capsys, "evaluate", name, *words, "--out", "out")
+    code, out, err = run(monkeypatch, capsys, "evaluate", name, *words)
     assert (code, out) == (2, "")
     assert message in err
     assert err.startswith("zoo: ")

@@ -149,6 +149,9 @@ def test_bad_weights_are_one_line_and_exit_2(
         (["pull", "wrn28-10-cifar", "--to", "x"], "zoo train"),
         (["publish", "wrn28-10-cifar"], "zoo cards add"),
         (["nonsense"], "No such command"),
+        (["info", "nonsense"], "'zoo list' shows all"),
+        (["evaluate", "net.py"], "write net.py:MyNet"),
+        (["evaluate", TAGGED, "--weights", "nowhere"], "no file or run directory nowhere"),
     ],
 )
 def test_user_errors_are_short_and_exit_2(

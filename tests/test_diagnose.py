@@ -16,7 +16,9 @@ from zoo import diagnose as module
 from zoo.catalogue import cards_dir
 from zoo.diagnose import MEANING, diagnose
 from zoo.errors import ZooError
+from zoo.judging import Verdicts
 from zoo.plan import plan
+from zoo.records import load_pair
 from zoo.result import Result
 from zoo.task import user_model
 from zoo.verify import verify
@@ -144,6 +146,23 @@ def test_verify_agrees_with_a_true_card_and_not_with_a_false_one(
     path.write_text(json.dumps(rows))
     with pytest.raises(ZooError, match="do not compare"):
         verify(name)
+
+
+def test_verify_says_when_the_verdicts_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if seven of the 200 images stood under both attacks when they were measured again."""
+
+    def other(folder: Path, result: Result | None = None) -> tuple[Result, Verdicts]:
+        found, verdicts = load_pair(folder, result)
+        if result is None:  # what was measured just now
+            for right in verdicts.attacks.values():
+                right[:7] = ~right[:7]
+        return found, verdicts
+
+    monkeypatch.setattr("zoo.verify.load_pair", other)
+    bad = verify(NATURAL)
+    assert not bad.passed
+    assert bad.agreement == pytest.approx(1 - 14 / 600, abs=0.004)
+    assert "NOT VERIFIED" in bad.table()
 
 
 def test_plan_counts_what_runs() -> None:

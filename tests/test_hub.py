@@ -495,6 +495,10 @@ def test_no_weights_says_how_to_get_some(local, tiny_registry):
         zoo.load(str(NAME))
     one_line(info, f"zoo train {NAME}", "weights=PATH")
     assert local.requests == []
+    with pytest.raises(NoWeights) as info:
+        hub.fetch(Name(NAME.model))  # which has no recipe to train it by
+    one_line(info, "zoo list --pretrained", "--weights PATH")
+    assert "zoo train" not in str(info.value)
 
 
 @pytest.mark.parametrize("bad", [{"revision": "main"}, {"revision": None}, {"sha256": "12"}])

@@ -156,6 +156,24 @@ def test_bfloat16_findings_hold_in_float32() -> None:
     assert abs(int(exact.sum()) - int(rough.sum())) <= 2
 
 
+def test_a_finding_counts_only_when_the_model_confirms_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast copy claims class 0 for everything, from the first iterate on; the images fall all the same."""
+    model, (x, _) = small_net(), images()
+    y = model(x).argmax(1)
+    x, y = x[y != 0], y[y != 0]
+
+    class Liar(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return model(x) + torch.tensor([50.0] + [0.0] * 9)
+
+    threat = Threat.parse("linf:0.1")
+    monkeypatch.setattr("zoo.pgd.attack_copy", lambda *_: Liar())
+    start = model(ball.random_start(threat, x, 0)).argmax(1) != y
+    adv = pgd(model, x, y, threat, steps=20, loss="margin", precision="float32")
+    assert start.float().mean() < 0.3
+    assert (model(adv).argmax(1) != y).float().mean() > 0.8
+
+
 def test_the_model_comes_back_as_it_was() -> None:
     model, (x, y) = small_net().train(), images()
     model[0].eval()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from zoo import evaluation
+from zoo import evaluation, plan
 from zoo.attacks import bind
 from zoo.diagnose import examine
 from zoo.evaluation import evaluate
@@ -115,6 +115,12 @@ def test_a_registered_stochastic_model_is_attacked_through_the_mean(monkeypatch:
     monkeypatch.setattr(ExpectationOverTransformation, "forward", forward)
     zoo.attack(model, torch.rand(2, 1, 32, 32), [0, 0], "fgsm", threat="linf:0.1")
     assert set(seen) == {8}
+    monkeypatch.setattr(plan, "find_subject", lambda *_: random)
+    data = torch.rand(2, 1, 32, 32), [0, 0]
+    once = plan.plan(model, data, threat="linf:0.1", suite="fgsm")
+    monkeypatch.setattr(plan, "find_subject", lambda *_: subject)
+    alone = plan.plan(model, data, threat="linf:0.1", suite="fgsm")
+    assert once[0].backwards == 8 * alone[0].backwards > 0  # what is planned is what will run
 
 
 def test_the_diagnosis_is_that_of_the_mean() -> None:

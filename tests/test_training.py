@@ -99,6 +99,10 @@ def test_every_recipe_runs(name: str, tmp_path: Path) -> None:
         ("stages.0.epochs=abc", "does not fit"),
         ("stages.0.epochs=-1", "does not fit"),
         ("threat=linf:8", "did you mean 8/255"),
+        ("stages.0.optimizer.lr=0.1", r"set it as a whole, as in --set 'stages\.0\.optimizer=sgd\("),
+        ("seed.x=1", "has no parts"),
+        ("ema=2", "ema=2"),
+        ("stages.0.epochs=1,v=2", "does not fit"),
     ],
 )
 def test_bad_overrides(text: str, message: str) -> None:
@@ -113,6 +117,46 @@ def test_override_reaches_params_and_leaves_the_rest() -> None:
     assert changed.seed == 4
     assert recipe.seed == 0
     assert replace(changed, seed=0, stages=recipe.stages) == recipe
+
+
+@pytest.mark.parametrize("text", ["sgd(lr=0.01)", "'sgd(lr=0.01)'", "sgd(lr=0.01, momentum=0.9)"])
+def test_a_call_needs_no_quotes_of_its_own(text: str) -> None:
+    recipe = registry().recipe("resnet10-cifar.at_digits")
+    assert override(recipe, [f"stages.0.optimizer={text}"]).stages[0].optimizer == text.strip("'")
+
+
+def test_what_is_wrong_is_said_before_the_first_epoch(tmp_path: Path) -> None:
+    name, small = "resnet10-cifar.natural_digits", ["model_kwargs.width=4"]
+    (tmp_path / "file").write_text("")
+    for out, changes, message in (
+        ("file", [], "use another --out"),
+        ("a", ["validate=zoo.validation:nothing"], "nothing"),
+        ("a", ["stages.0.params.threat=1"], "unknown parameter"),
+        ("a", ["stages.0.schedule=onecycle(peak=2)"], "peak=2"),
+        ("a", ["stages.0.schedule=onecycle(peak=ten)"], "peak"),
+    ):
+        with pytest.raises(ZooError, match=message):
+            zoo.train(name, out=tmp_path / out, overrides=[*small, *changes], smoke=True)
+    with pytest.raises(ZooError, match="seed=-1"):
+        zoo.train(name, out=tmp_path / "a", overrides=small, smoke=True, seed=-1)
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_kept(tmp_path: Path) -> None:
+    # The last step is the one that spoils them: no loss is left to notice.
+    changes = [
+        "model_kwargs.width=4",
+        "stages.0.optimizer=sgd(lr=3e38, weight_decay=1000)",
+        "stages.0.schedule=constant()",
+    ]
+    with pytest.raises(ZooError, match="weights are not finite after step 0"):
+        zoo.train(
+            "resnet10-cifar.natural_digits",
+            out=tmp_path,
+            overrides=[*changes, "stages.0.batch_size=2000", "stages.0.epochs=1", "holdout=0"],
+            checkpoint_every=0,
+        )
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_an_override_of_the_model_reaches_the_model_and_a_wrong_parameter_is_refused(tmp_path: Path) -> None:
@@ -193,6 +237,13 @@ def test_data_that_do_not_fit_and_too_little_memory_are_one_line(
         ZooError, match=r"out of memory on cpu at batch size 128; --set stages\.N\.batch_size=64"
     ):
         zoo.train(name, out=tmp_path / "b", smoke=True)
+
+    def odd(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("Unsupported memory format option")
+
+    monkeypatch.setattr("zoo_base.recipe.natural", odd)
+    with pytest.raises(RuntimeError, match="memory format"):  # which is not about its size
+        zoo.train(name, out=tmp_path / "c", smoke=True)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_term(tmp_path: Path) -> None:

@@ -57,9 +57,11 @@ def bind(text: str) -> BoundAttack:
 
     def run(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Tensor:
         if threat.kind not in spec.kinds:
+            others = [other.name for other in registry().specs("attacks") if threat.kind in other.kinds]
             raise ZooError(
                 f"attack {spec.name} does not work under {threat}; it takes: "
                 f"{', '.join(spec.kinds) or 'none, it is noise for denoisers'}"
+                + (f"; these do: {', '.join(others)}" if 0 < len(others) <= 8 else "")
             )
         x_adv: Tensor = function(model, x, y, threat, seed=seed, **params)
         return x_adv

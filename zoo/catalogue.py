@@ -86,6 +86,8 @@ def full_name(text: str) -> Name:
     Raises:
         UnknownName, AmbiguousName: see `Registry.entry`.
     """
+    if isinstance(text, str) and text.endswith(".py"):
+        raise ZooError(f"{text} is a file; for a model of your own write {text}:MyNet, its class or function")
     name = parse_name(text)
     spec = registry().model(name)
     if not name.tag:

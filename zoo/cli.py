@@ -64,8 +64,8 @@ class ZooGroup(click.Group):
         from zoo.registry import registry
 
         light = {name: command.get_short_help_str(80) for name, command in self.commands.items()}
-        rows = sorted({**light, **COMMANDS}.items())
-        rows += [(spec.name, spec.summary) for spec in registry().specs("commands")]
+        added = {spec.name: spec.summary for spec in registry().specs("commands")}
+        rows = sorted({**added, **light, **COMMANDS}.items())
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

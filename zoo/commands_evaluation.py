@@ -89,7 +89,7 @@ def _plan(name: str, weights: str | None, options: dict[str, Any]) -> None:
     launch = find_launch()
     if launch is not None and launch.rank > 0:
         return
-    for unused in ("shard", "batch_size", "diagnosis"):
+    for unused in ("batch_size", "diagnosis"):
         options.pop(unused)
     click.echo(plan.table(plan.plan(_subject(name, weights, options["device"]), **options)))
 
@@ -149,13 +149,14 @@ def merge(folders: Sequence[str], out: str) -> None:
 @click.option("--threat", help="Threat model, if not the recipe's.")
 @click.option("-n", "n", type=int, default=500, show_default=True, help="How many images, from the first.")
 @click.option("--only", multiple=True, help="Name of a check; all without it.")
+@click.option("--weights", type=click.Path(), help="A safetensors file instead of the published weights.")
 @click.option("--device", help="cpu, cuda, ...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def diagnose(name: str, as_json: bool, **options: Any) -> None:
-    """Is the robustness of NAME real? Exit code 1 if a check is flagged."""
+def diagnose(name: str, weights: str | None, as_json: bool, **options: Any) -> None:
+    """Is the robustness of NAME (or path.py:MyNet) real? Exit code 1 if a check is flagged."""
     from zoo.diagnose import diagnose as examine
 
-    found = examine(name, show_progress=True, **options)
+    found = examine(_subject(name, weights, options["device"]), show_progress=True, **options)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.table())
     sys.exit(1 if found.flags else 0)
 

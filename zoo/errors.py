@@ -43,6 +43,9 @@ class MissingExtra(ZooError):
         super().__init__(f"{needed_for} needs the extra '{extra}': {remedy}")
 
 
+SHOWN = 300  # characters of a list of all names, where none is close
+
+
 def close_matches(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The names nearest to `name`, best first."""
     import difflib
@@ -56,7 +59,7 @@ def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> Unkno
     near = close_matches(name, options)
     if near:
         text = f"did you mean {' or '.join(near)}?"
-    elif 0 < len(options) <= 12:
+    elif options and len(", ".join(options)) <= SHOWN:
         text = f"known: {', '.join(options)}"
     else:
         text = "no name is close"

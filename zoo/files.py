@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from zoo.errors import ZooError
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -39,6 +41,19 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             target.rename(Path(temporary, "old"))
         folder.rename(target)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder to write to, and its parents.
+
+    Raises:
+        ZooError: it cannot be made, or may not be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ZooError(f"cannot write to the folder {path} ({error.strerror}); use another --out") from error
 
 
 def write_text(path: Path, text: str) -> Path:

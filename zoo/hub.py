@@ -64,8 +64,9 @@ def fetch(name: Name) -> Path:
         expected = pin.sha256 if pin is not None else read_config(folder)["zoo"]["sha256"]
         return check_weights(folder / WEIGHTS_FILE, expected)
     if pin is None or not pin.repo:
+        train = f"train some with 'zoo train {name}', " if name.tag else ""  # no tag, no recipe
         raise NoWeights(
-            f"{name} has no weights yet; train some with 'zoo train {name}', pass weights=PATH, or see "
+            f"{name} has no weights yet; {train}pass weights (weights=PATH, --weights PATH), or see "
             "'zoo list --pretrained' for models that have some"
         )
     _check_pin(name, pin)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from zoo.errors import ZooError, unknown
-from zoo.grammar import parse_call
+from zoo.grammar import Value, parse_call
 from zoo.spec import Recipe, validate
 from zoo.threat import Threat
 
@@ -25,11 +25,24 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
         path, equals, value = text.partition("=")
         if not equals:
             raise ZooError(f"cannot read --set {text!r}; write stages.0.epochs=3")
-        parsed = parse_call(f"x(v={value})" if value else "x(v='')").params["v"]
-        recipe = _assign(recipe, path.strip().split("."), parsed, path)
+        path = path.strip()
+        recipe = _assign(recipe, path.split("."), _read(value.strip(), path), path)
     if assignments:
         validate(recipe)
     return recipe
+
+
+def _read(text: str, path: str) -> Value:
+    """A value as in a call; calls such as `sgd(lr=0.1)` and lists such as `30,60` are text as they are."""
+    try:
+        params = parse_call(f"x(v={text})" if text else "x(v='')").params
+    except ZooError:
+        params = {}
+    if list(params) == ["v"]:
+        return params["v"]
+    if "(" in text or "," in text:
+        return text
+    raise ZooError(f"cannot read --set {path}={text}; write a number, a word, a call or 'text'")
 
 
 def _assign(node: Any, keys: list[str], value: Any, path: str) -> Any:
@@ -48,6 +61,9 @@ def _assign(node: Any, keys: list[str], value: Any, path: str) -> Any:
                 key, rest = whole, keys[size:]
                 break
         return {**node, key: _assign(node.get(key), rest, value, path)}
+    if isinstance(node, str | int | float | Threat):
+        whole = path.removesuffix("." + ".".join(keys))
+        raise ZooError(f"--set {path}: {whole} has no parts; set it as a whole, as in --set '{whole}={node}'")
     known = [name for name in getattr(node, "__dataclass_fields__", {}) if name not in ("model", "tag")]
     if key not in known:
         raise unknown("key", key, known)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zoo import progress
 from zoo.attacks import expand
 from zoo.data import use_root
+from zoo.judging import DRAWS, Judge
 from zoo.pgd import frozen
 from zoo.task import find_examples, find_subject, find_threat
 from zoo.threat import Threat
@@ -39,6 +40,7 @@ def plan(
     suite: str | None = None,
     attacks: Sequence[str] = (),
     n: int | None = None,
+    shard: str | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     data_root: str | Path | None = None,
@@ -54,16 +56,19 @@ def plan(
     subject = find_subject(model_or_name, device)
     chosen = find_threat(subject, threat)
     examples = find_examples(subject, data, n, data_root)
+    examples = examples if shard is None else examples.shard(shard)
     rows = torch.linspace(0, len(examples.x) - 1, min(PROBE, len(examples.x))).long().to(examples.x.device)
     x, y = examples.x[rows], examples.y[rows]
     scale = len(examples.x) / len(rows)
     costs = []
     counter = _Counter(subject.model)
+    stochastic = bool(subject.spec and subject.spec.stochastic)
+    target = Judge(subject.model, draws=DRAWS if stochastic else 1).target  # as in the evaluation
     with frozen(subject.model), use_root(data_root), progress.silent(), counter:
         for item in expand(suite or subject.suite, subject.own_attack, attacks).attacks:
             counter.forwards = counter.backwards = 0
             start = time.perf_counter()
-            item.run(subject.model, x, y, item.threat or chosen, seed)
+            item.run(target, x, y, item.threat or chosen, seed)
             seconds = time.perf_counter() - start
             costs.append(
                 Cost(str(item), counter.forwards * scale, counter.backwards * scale, seconds * scale)

@@ -81,8 +81,8 @@ class _Printer:
             return
         self.last = now
         share = min(1.0, done / total) if total else 0.0
-        left = duration(elapsed / share - elapsed) if share > 0 else "?"
-        text = f"{self.label}: {share:4.0%}, {left} left{', ' + note if note else ''}"
+        left = f", {duration(elapsed / share - elapsed)} left" if share > 0 else ""
+        text = f"{self.label}: {share:4.0%}{left}{', ' + note if note else ''}"
         if self.terminal:
             sys.stderr.write("\r" + text.ljust(self.width))
             self.width = len(text)

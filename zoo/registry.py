@@ -186,7 +186,9 @@ class Registry:
         found = self._table[kind].get(name, [])
         if not found:
             what = {"analyses": "analysis"}.get(kind, kind.removesuffix("s"))
-            raise unknown(what, name, self._table[kind], self._failure_hint())
+            listed = "('zoo list' shows all)" if kind == "models" else ""
+            hint = " ".join(filter(None, (listed, self._failure_hint())))
+            raise unknown(what, name, self._table[kind], hint)
         if len(found) > 1:
             owners = " and ".join(plugin.source for _, plugin in found)
             raise AmbiguousName(

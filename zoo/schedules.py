@@ -68,7 +68,7 @@ def _constant(epochs: int) -> Callable[[float], float]:
 
 
 def _multistep(epochs: int, milestones: str | int, gamma: float = 0.1) -> Callable[[float], float]:
-    marks = [float(mark) for mark in str(milestones).split(",")]
+    marks, gamma = [float(mark) for mark in str(milestones).split(",")], float(gamma)
     return lambda time: float(gamma ** sum(math.floor(time) >= mark for mark in marks))
 
 
@@ -77,6 +77,9 @@ def _cosine(epochs: int) -> Callable[[float], float]:
 
 
 def _onecycle(epochs: int, peak: float = 0.3) -> Callable[[float], float]:
+    if not 0 <= peak < 1:
+        raise ValueError(f"peak={peak} must be a share of the run, from 0 to below 1")
+
     def factor(time: float) -> float:
         share = min(1.0, time / epochs)
         return share / peak if share < peak else (1 - share) / (1 - peak)

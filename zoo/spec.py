@@ -251,6 +251,8 @@ def validate(spec: Spec) -> None:
         parse_name(spec.name, tag="required")
         if spec.select not in SELECTIONS:
             refuse(f"select {spec.select!r} is none of {', '.join(SELECTIONS)}")
+        if not 0 <= spec.ema < 1:
+            refuse(f"ema={spec.ema} is no decay; it must be 0, for none, or below 1")
         if not spec.stages:
             refuse("a recipe needs at least one stage")
         for stage in spec.stages:

@@ -25,7 +25,7 @@ from zoo.catalogue import WEIGHTS_FILE, full_name
 from zoo.checkpoint import Checkpoints
 from zoo.data import Data, augment, check_fits, check_images, declared_shape, load_data
 from zoo.errors import MissingExtra, ZooError
-from zoo.files import write_text
+from zoo.files import make_folder, write_text
 from zoo.grammar import parse_name
 from zoo.learning import learning_plot
 from zoo.loading import create, load
@@ -41,7 +41,7 @@ from zoo.spec import Recipe, Stage, resolve
 from zoo.step import Heads, Objective, Step, keyed
 from zoo.update import Updater
 from zoo.validation import BEST_FILE, Selection, hold_out
-from zoo.weights import load_into, save_state
+from zoo.weights import finite, load_into, save_state
 
 __all__ = ["BEST_FILE", "Heads", "Objective", "Step", "override", "train"]
 
@@ -99,6 +99,8 @@ def train(
         raise ZooError(f"{full} has no recipe yet; 'zoo list' and 'zoo info NAME' show models that have one")
     recipe = override(registry().recipe(full), overrides)
     recipe = recipe if seed is None else replace(recipe, seed=seed)
+    if recipe.seed < 0:
+        raise ZooError(f"seed={recipe.seed} must be 0 or more")
     group = start_processes(device, processes)
     if group.main and show_progress:
         sys.stderr.write(f"{recipe.name}: {group.count} process{'es' * (group.count > 1)}, {group.device}\n")
@@ -183,6 +185,8 @@ class _Run:
     def fit(self, every: float, shown: bool) -> None:
         """All stages, from the last checkpoint on."""
         self.every = every
+        if self.group.main:
+            make_folder(self.folder)  # said before an epoch is lost
         self._resume()
         self.group.wait()
         stages = self.recipe.stages
@@ -194,6 +198,11 @@ class _Run:
 
     def save(self, overrides: Sequence[str]) -> None:
         """Write the weights of the last epoch, then run.json, which says that the run is complete."""
+        if not finite(self.kept.state_dict()):
+            raise ZooError(
+                f"the weights are not finite after step {self.at.number - 1}; lower the learning rate of the last "
+                "stage; nothing was saved"
+            )
         device, seconds, best = self.group.device, self.seconds, self.at.best
         save_state(self.kept.state_dict(), self.folder / WEIGHTS_FILE)
         with contextlib.suppress(MissingExtra):  # a run is complete without its picture
@@ -209,9 +218,12 @@ class _Run:
         if self.optimizer_state is not None:
             updater.optimizer.load_state_dict(self.optimizer_state)
             self.optimizer_state = None
-        while at.epoch < (1 if self.smoke else stage.epochs):
+        while at.epoch < self._epochs(stage):
             self._epoch(stage, updater)
             self._end_epoch(stage, updater)
+
+    def _epochs(self, stage: Stage) -> int:
+        return 1 if self.smoke else stage.epochs
 
     def _epoch(self, stage: Stage, updater: Updater) -> None:
         """The batches of an epoch that are still to do."""
@@ -235,7 +247,7 @@ class _Run:
                 at.counts[key] = at.counts.get(key, 0) + 1
             at.batch, at.number = at.batch + 1, at.number + 1
             note = ", ".join(f"{key.replace('_', ' ')} {found[key]:.3f}" for key in SHOWN if key in found)
-            progress.report(at.epoch * count + at.batch, stage.epochs * count, note)
+            progress.report(at.epoch * count + at.batch, self._epochs(stage) * count, note)
             if time.monotonic() - self.saved > self.every:
                 self._checkpoint(updater)
 
@@ -276,8 +288,8 @@ class _Run:
 
     def _checkpoint(self, updater: Updater | None) -> None:
         self.saved = time.monotonic()
-        if not self.group.main:
-            return
+        if not self.group.main or not finite(self.model.state_dict()):
+            return  # the next loss stops the run, and the checkpoint before is worth more
         state = {
             "progress": {**asdict(self.at), "seconds": self.seconds},
             "model": self.model.state_dict(),

@@ -19,6 +19,9 @@ from zoo.spec import Stage, resolve
 from zoo.step import Heads, Objective, Step
 from zoo.threat import Threat
 
+FULL = ("out of memory", "allocate memory", "enough memory")  # as torch's allocators say it
+GIVEN = ("model", "x", "y", "threat", "step")  # what the loop passes to every term
+
 
 class Updater:
     """What a stage does to a model: its terms, its trainable parameters, its optimiser and its schedule.
@@ -108,7 +111,7 @@ def _terms(stage: Stage) -> list[tuple[Objective, float, dict[str, Any]]]:
     for target, params in entries:
         function: Objective = resolve(target)
         weight = float(params.pop("weight"))
-        known = inspect.signature(function).parameters
+        known = [key for key in inspect.signature(function).parameters if key not in GIVEN]
         if strange := sorted(set(params) - set(known)):
             raise unknown(f"parameter of {target}", strange[0], known)
         found.append((function, weight, params))
@@ -137,7 +140,8 @@ def _enough_memory(stage: Stage, x: Tensor) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if "memory" not in str(error) and not isinstance(error, MemoryError):
+        full = any(words in str(error) for words in FULL)  # not every "memory": there is a memory format
+        if not full and not isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
         size = stage.batch_size
         raise ZooError(

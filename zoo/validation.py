@@ -86,6 +86,9 @@ class Selection:
 
     def __init__(self, recipe: Recipe, held: Data | None, folder: Path) -> None:
         self.recipe, self.held, self.folder = recipe, held, folder
+        self.validate = resolve(
+            recipe.validate
+        )  # a wrong name is said before the first epoch, in a smoke test too
 
     def measure(
         self, model: nn.Module, epoch: int, best: dict[str, Any] | None, device: torch.device
@@ -104,8 +107,7 @@ class Selection:
         labels = self.held.labels if self.held.labels is not None else torch.zeros_like(rows)
         x, y = self.held.batch(rows).to(device), labels.to(device)
         with progress.silent():
-            validate = resolve(self.recipe.validate)
-            found: dict[str, float] = validate(model, x, y, self.recipe.threat, seed=self.recipe.seed)
+            found: dict[str, float] = self.validate(model, x, y, self.recipe.threat, seed=self.recipe.seed)
         metric, value = next(iter(found.items()))
         if best is None or value > best["value"]:
             save_state(model.state_dict(), self.folder / BEST_FILE)

@@ -25,6 +25,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         IntegrityError: not there, not safetensors (a pickle, a cut file, a hostile header).
     """
     if path.suffix != ".safetensors":
+        if not path.exists():
+            raise IntegrityError(f"there is no file or run directory {path}")
         raise IntegrityError(f"{path} is not a .safetensors file; pickles are never loaded, convert it first")
     try:
         data = path.read_bytes()
@@ -37,6 +39,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, ValueError, KeyError) as error:
         raise IntegrityError(f"{path} is not a sound safetensors file: {error}") from error
     return state
+
+
+def finite(state: dict[str, Tensor]) -> bool:
+    """Whether every number of a state is finite."""
+    return all(bool(torch.isfinite(value).all()) for value in state.values() if value.is_floating_point())
 
 
 def check_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
