@@ -89,6 +89,7 @@ def test_merge_refuses_what_does_not_belong_together(tmp_path: Path) -> None:
         (["0", "1"], "missing"),
         (["0", "half"], "two folders"),
         (["0"], "at least two"),
+        (["0", "0"], "given twice"),
         (["0", "nowhere"], "cannot read"),
     ):
         with pytest.raises(ZooError, match=message):

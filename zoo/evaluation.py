@@ -22,6 +22,7 @@ from zoo.checks import Probe, cheap_checks
 from zoo.data import Data, as_labels, as_pixels, use_root
 from zoo.diagnose import Diagnosis, check_ball, examine
 from zoo.errors import ContractError, ZooError
+from zoo.files import make_folder
 from zoo.journal import Journal
 from zoo.judging import DRAWS, EOT_DRAWS, Judge, Verdicts, enforce, seeded, vote
 from zoo.pgd import frozen
@@ -130,6 +131,8 @@ def evaluate(
     plan = _Plan(subject, examples, chosen, bound, judge, seed, digest, show_progress)
     with frozen(subject.model), use_root(data_root):
         plan.rehearse()
+        if out is not None:
+            make_folder(Path(out))  # said before anything is measured
         journal = Journal(Path(out) if out is not None else None, plan.key)
         with blamed(f"{subject.name} fails"):
             flags = plan.checks(journal)

@@ -32,6 +32,8 @@ def merge(folders: Sequence[str | Path], out: str | Path | None = None) -> Resul
     """
     if len(folders) < 2:
         raise ZooError("merge needs at least two folders with a result.json")
+    if len({Path(folder).resolve() for folder in folders}) < len(folders):
+        raise ZooError("a folder is given twice; merge each shard or set of attacks once")
     loaded = [load_pair(Path(folder)) for folder in folders]
     first = loaded[0][0]
     for folder, (result, _) in zip(folders[1:], loaded[1:], strict=True):
