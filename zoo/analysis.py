@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from zoo import progress
-from zoo.data import load_data
+from zoo.data import load_data, use_root
 from zoo.errors import ZooError, unknown
 from zoo.files import write_text
 from zoo.loading import find_device, load
@@ -68,7 +68,7 @@ def analyse(
         given["threat"] = find_threat(subject, given["threat"] or None)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    with progress.show(spec.name, show_progress), frozen(model):
+    with progress.show(spec.name, show_progress), frozen(model), use_root(data_root):
         found: dict[str, Any] = resolve(spec.run)(model, images, out=folder, **given)
     write_text(folder / "numbers.json", json.dumps(found, indent=2) + "\n")
     return found
