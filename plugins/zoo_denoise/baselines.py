@@ -26,9 +26,11 @@ class Baseline(nn.Module):
     """A classical denoiser with a level of noise.
 
     Args:
-        method: "nlm", non-local means (Buades et al. 2005): patches of 7x7 in a window of 23x23, h = 0.6 sigma,
-            the variance of the noise taken off the distances, exact weights; "tv", total variation (Chambolle
-            2004) with weight 1.1 sigma; "bm3d" (Dabov et al. 2007) with the package's own settings.
+        method: "nlm", non-local means (Buades et al. 2005) as scikit-image advises where the noise is known:
+            patches of 5x5 in a window of 13x13, h = 0.6 sigma, the variance of the noise taken off the
+            distances, all pixels of a patch alike; on Set12 it did better than 7x7 in 23x23, and than exact
+            weights. "tv", total variation (Chambolle 2004) with weight sigma. "bm3d" (Dabov et al. 2007) with
+            the package's own settings.
         sigma: standard deviation of the noise, as a share of the pixel range.
 
     Raises:
@@ -63,11 +65,11 @@ class Baseline(nn.Module):
         axis = -1 if colour else None
         if self.method == "nlm":
             out = module.denoise_nl_means(
-                turned, patch_size=7, patch_distance=11, h=0.6 * self.sigma, sigma=self.sigma, fast_mode=False,
+                turned, patch_size=5, patch_distance=6, h=0.6 * self.sigma, sigma=self.sigma, fast_mode=True,
                 channel_axis=axis,
             )  # fmt: skip
         elif self.method == "tv":
-            out = module.denoise_tv_chambolle(turned, weight=1.1 * self.sigma, channel_axis=axis)
+            out = module.denoise_tv_chambolle(turned, weight=self.sigma, channel_axis=axis)
         else:
             out = (module.bm3d_rgb if colour else module.bm3d)(turned, sigma_psd=self.sigma)
         out = np.asarray(out, dtype=np.float64).reshape(turned.shape)
