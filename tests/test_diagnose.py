@@ -118,6 +118,22 @@ def test_transfer_and_surrogates_are_compared(monkeypatch: pytest.MonkeyPatch) -
     assert set(found.flags) == set(wanted), found.table()
 
 
+class Trap(nn.Module):
+    """Brighter is worse, but for a low peak after 0.02: many short steps stay there, few long ones pass it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        d = (x - 0.5).flatten(1).mean(1)
+        score = torch.maximum(torch.minimum(50 * d, 2 - 50 * d), 80 * (d - 0.035))
+        return torch.stack([-score, score], 1)
+
+
+def test_a_loss_that_falls_with_more_steps_is_seen() -> None:
+    data = torch.full((4, 1, 4, 4), 0.5), torch.zeros(4, dtype=torch.long)
+    (check,) = diagnose(Trap(), data, threat="linf:0.1", only=["loss-against-steps"]).checks
+    assert check.flagged
+    assert check.value > 5, check.detail
+
+
 def test_diagnose_needs_a_ball() -> None:
     with pytest.raises(ZooError, match="needs a ball"):
         diagnose(NATURAL, threat="spatial:30,3")
