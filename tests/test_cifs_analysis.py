@@ -160,29 +160,40 @@ def test_top_k_counts_labels_among_the_best_on_the_last_iterates(tmp_path):
         top_k(model, data, out=tmp_path, threat=THREAT, columns="PGD-2")
 
 
+@torch.no_grad()
+def centred(model, x):
+    """The model with biases of which no head has a favourite class."""
+    for index, probe in enumerate(model.probes()):
+        probe.fc.bias -= model.forward_heads(x)[1][index].mean(0)
+    model.fc.bias -= model(x).mean(0)
+    return model
+
+
 def test_heads_are_attacked_alone_and_together(tmp_path):
-    model, data = tiny("cifs_resnet10", kappa=32), random_data(8)
+    data, threat = random_data(16), Threat.parse("linf:0.002")
+    model = centred(tiny("cifs_resnet10", kappa=32), data.pixels())
     y = model(data.pixels()).argmax(1)
     data = Data(data.images, y, "made", 10)
-    found = heads(model, data, out=tmp_path, threat=THREAT, column="FGSM")
+    found = heads(model, data, out=tmp_path, threat=threat, column="FGSM")
     one = [
         right(z, y)
-        for z in logits_of(model, attacked(model, data, THREAT, "cifs-beta(head=1, steps=1, rel_step=1)"))
+        for z in logits_of(model, attacked(model, data, threat, "cifs-beta(head=1, steps=1, rel_step=1)"))
     ]
     assert found["heads"]["inf-1"] == dict(zip(("final", "raw 1", "raw 2"), one, strict=True))
     assert (found["CIFS/Final"], found["CIFS/CIFS"]) == (one[0], one[1])
+    assert len({found["heads"][row][out] for row in ("inf-1", "inf-2") for out in ("final", "raw 1")}) == 4
     assert found["Natural/Final"] == 1.0
     finals = {}
     for row, _, call in zoo_cifs.paper_calls(("FGSM",)):
-        finals[row] = right(logits_of(model, attacked(model, data, THREAT, call))[0], y)
+        finals[row] = right(logits_of(model, attacked(model, data, threat, call))[0], y)
     assert found["Adap/Final"] == min(finals.values())
     assert finals[found["adaptive"]] == found["Adap/Final"]
     assert mapped("4.5") <= set(found)
-    plain = heads(tiny_plain(), data, out=tmp_path, threat=THREAT, column="FGSM")
+    plain = heads(tiny_plain(), data, out=tmp_path, threat=threat, column="FGSM")
     assert "CIFS/CIFS" not in plain
     assert plain["adaptive"] == "0"
     with pytest.raises(ZooError, match="must name 1 of"):
-        heads(model, data, out=tmp_path, threat=THREAT, column="FGSM,PGD-20")
+        heads(model, data, out=tmp_path, threat=threat, column="FGSM,PGD-20")
 
 
 def mapped(table):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from fractions import Fraction
@@ -17,6 +18,7 @@ import zoo_cifs
 from zoo import ball
 from zoo.attacks import bind, expand
 from zoo.errors import ContractError, ZooError
+from zoo.registry import registry
 from zoo.threat import Threat
 from zoo_cifs.attack import HeadLoss, _configurations, cifs_beta, cifs_joint
 
@@ -212,6 +214,14 @@ def test_one_beta_is_the_released_evaluation(name, call, weights, loss):
         adv = ball.project(THREAT, x, stepped)
     found = bind(call).run(model, x, y, THREAT, 0)
     assert torch.allclose(found, adv, atol=1e-12)
+
+
+@pytest.mark.parametrize("run", [cifs_beta, cifs_joint])
+def test_called_directly_an_attack_has_its_registered_defaults(run):
+    spec = registry().entry("attacks", run.__name__.replace("_", "-"))[0]
+    taken = inspect.signature(run).parameters
+    assert dict(spec.params) == {name: taken[name].default for name in spec.params}
+    assert set(spec.params) == set(taken) - {"model", "x", "y", "threat", "seed"}
 
 
 def test_one_beta_may_start_at_random_and_stop_early():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -182,6 +183,15 @@ def test_the_log_margin_is_that_of_the_script() -> None:
     assert torch.equal(values == 0, margin(logits, y) >= 0)
     assert bool((values == 0).any())
     assert bool((values < -1).any())
+
+
+@pytest.mark.parametrize("run", [log_margin, tisode_solvers])
+def test_called_directly_an_attack_has_its_registered_defaults(run: Any) -> None:
+    names = {"log_margin": "tisode-log-margin", "tisode_solvers": "tisode-solvers"}
+    spec = registry().entry("attacks", names[run.__name__])[0]
+    taken = inspect.signature(run).parameters
+    assert dict(spec.params) == {name: taken[name].default for name in spec.params}
+    assert set(spec.params) == set(taken) - {"model", "x", "y", "threat", "seed"}
 
 
 def test_fgsm_is_one_sign_step_and_pgd_are_nine() -> None:
@@ -430,7 +440,7 @@ def test_published_figures_are_there_and_stand_beside_what_is_measured(tmp_path:
     beside = reproduce("tisode:3.3", [tmp_path])
     measured = {(c.row, c.column): c.measured for c in beside.cells if c.measured is not None}
     assert measured == {("MNIST TisODE", "FGSM-0.3"): pytest.approx(25.0)}
-    assert beside.sources == ("MNIST TisODE: tisode-mnist.gaussian_mnist_6k, 1 epoch, n = 1000 of mnist-6k",)
+    assert beside.sources == ("MNIST TisODE: tisode-mnist.gaussian_mnist_6k, 2 epochs, n = 1000 of mnist-6k",)
 
 
 def test_every_row_has_the_recipe_of_its_table() -> None:
