@@ -142,11 +142,11 @@ def test_bad_weights_are_one_line_and_exit_2(
     [
         (["evaluate", "cifs-resnet8"], "did you mean cifs-resnet18"),
         (["evaluate", "cifs-resnet10.at_digit"], "did you mean at_digits"),
-        (["evaluate", "wrn28-10-cifar"], "zoo train"),
+        (["evaluate", "wrn28-10-cifar"], "zoo list --pretrained"),
         (["info", "../../etc/passwd"], "not a name"),
         (["train", TAGGED, "--set", "stages.0.epoch=1"], "did you mean epochs"),
         (["evaluate", TAGGED, "--plot"], "--out"),
-        (["pull", "wrn28-10-cifar", "--to", "x"], "zoo train"),
+        (["pull", "wrn28-10-cifar", "--to", "x"], "zoo list --pretrained"),
         (["publish", "wrn28-10-cifar"], "zoo cards add"),
         (["nonsense"], "No such command"),
         (["info", "nonsense"], "'zoo list' shows all"),

@@ -13,7 +13,7 @@ from torch import nn
 from zoo import progress
 from zoo.data import load_data, use_root
 from zoo.errors import ZooError, unknown
-from zoo.files import write_text
+from zoo.files import make_folder, write_text
 from zoo.loading import find_device, load
 from zoo.pgd import frozen
 from zoo.registry import registry
@@ -67,7 +67,7 @@ def analyse(
     if "threat" in given:
         given["threat"] = find_threat(subject, given["threat"] or None)
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with progress.show(spec.name, show_progress), frozen(model), use_root(data_root):
         found: dict[str, Any] = resolve(spec.run)(model, images, out=folder, **given)
     write_text(folder / "numbers.json", json.dumps(found, indent=2) + "\n")

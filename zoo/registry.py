@@ -186,8 +186,8 @@ class Registry:
         found = self._table[kind].get(name, [])
         if not found:
             what = {"analyses": "analysis"}.get(kind, kind.removesuffix("s"))
-            listed = "('zoo list' shows all)" if kind == "models" else ""
-            hint = " ".join(filter(None, (listed, self._failure_hint())))
+            commands = {"models": "('zoo list' shows all)", "analyses": "('zoo analyse NAME' lists all)"}
+            hint = " ".join(filter(None, (commands.get(kind, ""), self._failure_hint())))
             raise unknown(what, name, self._table[kind], hint)
         if len(found) > 1:
             owners = " and ".join(plugin.source for _, plugin in found)
