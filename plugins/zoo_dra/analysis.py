@@ -147,7 +147,8 @@ def success(
         rises = [values[-1] - values[0] for values in curves[order].values()]
         numbers[f"rise {order}"] = sum(rises) / len(rises)
     about = (
-        f"{len(x)} images of {data.name} that are right without attack; eps in {_units(unit)}, {steps} steps"
+        f"{numbers['name']}, {len(x)} images of {data.name} that are right without attack; eps in {_units(unit)}, "
+        f"{steps} steps"
     )
     pictures.success_plot(shares, curves, Path(out) / "success.png", about)
     return numbers
@@ -215,7 +216,7 @@ def calibration(
     for level, accuracy in TEXT_LEVELS.items():
         numbers[f"kappa at {level}"] = _where(pgd_curve, 1 - accuracy / clean) / level
     write_text(Path(out) / "curves.json", json.dumps(kept, indent=2) + "\n")
-    about = f"{len(x)} images of {data.name} that are right without attack; eps in {_units(unit)}"
+    about = f"{numbers['name']}, {len(x)} images of {data.name} that are right without attack; eps in {_units(unit)}"
     ratios = {
         name: {order: [numbers[f"{name} {order} p={p}"] for p in labels] for order in ORDERS}
         for name in ("c", "first order")

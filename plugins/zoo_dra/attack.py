@@ -65,7 +65,10 @@ def ascend(
     The thesis gives the gradient without sign, the L1 norm, p and the number of steps. Chosen here:
         * eps bounds the mean of |delta| over all values (in [0,1]). Of the readings of "L1" it is the only one
           near the equivalence with PGD that the thesis prints (eps 1 there is eps 2.55 of PGD).
-        * "scale-first", whose success rises with p as in figure 4.4; "mask-first" falls.
+        * "scale-first", whose success rises with p as in figure 4.4; "mask-first" falls. The ratio that the
+          thesis prints fits the other order: measured on 209 images of CIFAR-10 as JPEG and
+          resnet10-cifar.natural_cifar10_jpeg it is 2.58 for "mask-first" and 1.87 for "scale-first"
+          (`zoo_dra.analysis.calibration`).
         * Steps of eps/steps, so that no projection is needed: the mean of a sum is at most the sum of means.
         * The values that move are chosen anew in each step ("dynamically"); no random start; no cap per value.
 
