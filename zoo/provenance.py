@@ -43,7 +43,7 @@ def write_record(
     best: dict[str, Any] | None,
 ) -> None:
     """Write run.json."""
-    official = not overrides and not key["smoke"] and recipe == registry().recipe(recipe.name)
+    official = not overrides and not key["smoke"] and recipe in registry().recipes(recipe.model)
     record = {
         "name": recipe.name,
         "official": official,

@@ -90,7 +90,7 @@ class Stage:
     schedule: str = "constant()"
     augment: str = ""  # e.g. "crop(padding=4) flip()"
     trainable: tuple[str, ...] = ("*",)  # fnmatch patterns of parameter names
-    prepare: str = ""  # "mod:fn"; fn(model, dataset, *, seed): runs once before the stage
+    prepare: str = ""  # "mod:fn" or "mod:fn(key=value)"; fn(model, dataset, *, seed, ...): runs once, first
     on_epoch: str = ""  # "mod:fn"; fn(model, epoch)
 
 
@@ -221,6 +221,17 @@ def resolve(target: str) -> Any:
         raise PluginError(f"cannot import {target!r}: {error}") from error
 
 
+def resolve_call(target: str) -> tuple[Any, dict[str, Any]]:
+    """Import what "package.module:attribute(key=value, ...)" names, and read its arguments, if it has any.
+
+    Raises:
+        PluginError: as `resolve`.
+        ZooError: the arguments cannot be read.
+    """
+    code = target.partition("(")[0]
+    return resolve(code), parse_call("x" + target[len(code) :]).params
+
+
 def validate(spec: Spec) -> None:
     """Check what a plugin wrote, without importing any of its code.
 
@@ -270,7 +281,8 @@ def validate(spec: Spec) -> None:
 
 def _check_code(spec: Any, refuse: Any) -> None:
     for attribute in _CODE_FIELDS[type(spec)]:
-        _check_target(attribute, getattr(spec, attribute), refuse)
+        value = getattr(spec, attribute)
+        _check_target(attribute, value.partition("(")[0] if attribute == "prepare" else value, refuse)
 
 
 def _check_target(what: str, value: str, refuse: Any) -> None:

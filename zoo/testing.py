@@ -71,7 +71,7 @@ def check_recipe(name: str) -> None:
     recipe: Recipe = registry().recipe(parse_name(name, tag="required"))
     spec, dataset = registry().model(recipe.model), registry().dataset(recipe.dataset)
     for stage in recipe.stages:
-        for target in (stage.objective, stage.prepare, stage.on_epoch):
+        for target in (stage.objective, stage.prepare.partition("(")[0], stage.on_epoch):
             if target and not callable(resolve(target)):
                 raise ContractError(f"{recipe.name}: {target} is not callable; name a function")
         _check_objective(recipe, stage.objective, stage.params)

@@ -26,7 +26,7 @@ from zoo.checkpoint import Checkpoints
 from zoo.data import Data, augment, check_fits, check_images, declared_shape, load_data
 from zoo.errors import MissingExtra, ZooError
 from zoo.files import make_folder, write_text
-from zoo.grammar import parse_name
+from zoo.grammar import Name
 from zoo.learning import learning_plot
 from zoo.loading import create, load
 from zoo.norms import synchronise_norms
@@ -37,7 +37,7 @@ from zoo.provenance import RECORD_FILE, finished, run_key, write_record
 from zoo.registry import registry
 from zoo.result import Result
 from zoo.share import Share
-from zoo.spec import Recipe, Stage, resolve
+from zoo.spec import Recipe, Stage, resolve, resolve_call
 from zoo.step import Heads, Objective, Step, keyed
 from zoo.update import Updater
 from zoo.validation import BEST_FILE, Selection, hold_out
@@ -51,7 +51,7 @@ SHOWN = ("loss", "accuracy", "robust_accuracy", "psnr")  # beside the expected e
 
 
 def train(
-    name: str,
+    name: str | Recipe,
     *,
     out: str | Path | None = None,
     device: str | torch.device | None = None,
@@ -72,7 +72,7 @@ def train(
     computes its share of every batch; the run directory must be one that all of them see.
 
     Args:
-        name: `model.tag`, or `model` for its default tag.
+        name: `model.tag`, or `model` for its default tag; or a recipe that no plugin registered.
         out: the run directory; default `runs/<model>.<tag>`.
         device: default the first GPU, else the CPU.
         seed: instead of the recipe's.
@@ -94,10 +94,7 @@ def train(
         ZooError: unknown name, override or data set; data that do not fit the model; a loss that is not
             finite (with step and terms); a run directory of another run; too little memory.
     """
-    full = full_name(name)
-    if not full.tag:
-        raise ZooError(f"{full} has no recipe yet; 'zoo list' and 'zoo info NAME' show models that have one")
-    recipe = override(registry().recipe(full), overrides)
+    recipe = override(name if isinstance(name, Recipe) else _recipe_of(name), overrides)
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     if recipe.seed < 0:
         raise ZooError(f"seed={recipe.seed} must be 0 or more")
@@ -117,6 +114,19 @@ def train(
     if group.main and recipe.expected and not smoke and not overrides:
         _check_expected(recipe, folder, group.device, data_root, show_progress)
     return folder
+
+
+def _recipe_of(name: str) -> Recipe:
+    full = full_name(name)
+    if not full.tag:
+        raise ZooError(f"{full} has no recipe yet; 'zoo list' and 'zoo info NAME' show models that have one")
+    return registry().recipe(full)
+
+
+def _create(recipe: Recipe) -> nn.Module:
+    """The model of a recipe; timm knows no tag that is not registered."""
+    known = recipe.tag in (other.tag for other in registry().recipes(recipe.model))
+    return create(Name(recipe.model, recipe.tag if known else ""), recipe.model_kwargs)
 
 
 @dataclass
@@ -148,7 +158,7 @@ class _Run:
     ) -> None:
         self.recipe, self.folder, self.group, self.smoke = recipe, folder, group, smoke
         torch.manual_seed(recipe.seed)
-        model = create(parse_name(recipe.name), recipe.model_kwargs)
+        model = _create(recipe)
         shape = declared_shape(model)
         data = load_data(recipe.dataset, "train", root=root, input_size=shape)
         self.data, held = hold_out(recipe, data, root, shape)
@@ -213,7 +223,8 @@ class _Run:
     def _stage(self, stage: Stage) -> None:
         at = self.at
         if stage.prepare and at.epoch == at.batch == 0:
-            resolve(stage.prepare)(self.model, self.data, seed=self.recipe.seed)
+            prepare, params = resolve_call(stage.prepare)
+            prepare(self.model, self.data, seed=self.recipe.seed, **params)
         updater = Updater(self.model, stage, self.recipe.threat, self.group, self.average)
         if self.optimizer_state is not None:
             updater.optimizer.load_state_dict(self.optimizer_state)
@@ -344,7 +355,7 @@ def _check_expected(
     """Measure what the recipe expects ("clean", "robust", or an attack's call) and say what is off."""
     from zoo.evaluation import evaluate
 
-    model = create(parse_name(recipe.name), recipe.model_kwargs).eval().to(device)
+    model = _create(recipe).eval().to(device)
     load_into(model, folder / WEIGHTS_FILE)
     result = evaluate(model, out=folder, data_root=root, show_progress=shown)
     measured = {"clean": result.clean, "robust": result.robust, **result.per_attack}
