@@ -29,7 +29,7 @@ from zoo.pgd import frozen
 from zoo.precision import choose
 from zoo.records import save_pair, sealed
 from zoo.restoration import measure as measure_images
-from zoo.result import OWN_ATTACK_MISSING, Result, wilson
+from zoo.result import OWN_ATTACK_MISSING, Result, flattered, wilson
 from zoo.summary import summary, versions
 from zoo.task import (
     Examples,
@@ -336,6 +336,8 @@ class _Plan:
         n, own = len(verdicts.clean), self.subject.own_attack
         robust = int(verdicts.worst.sum())
         reason = self._no_worst_case(verdicts)
+        worst = None if reason else robust / n
+        per_attack = {call: int(v.sum()) / n for call, v in verdicts.attacks.items()}
         flags = set(verdicts.flags) | set(diagnosis.flags if diagnosis else ())
         if own and not reason and str(bind(own)) not in verdicts.attacks:
             flags.add("own-attack-changed")
@@ -353,10 +355,10 @@ class _Plan:
             threat=str(self.threat),
             metric="accuracy",
             clean=int(verdicts.clean.sum()) / n,
-            robust=None if reason else robust / n,
-            per_attack={call: int(v.sum()) / n for call, v in verdicts.attacks.items()},
+            robust=worst,
+            per_attack=per_attack,
             interval=None if reason else wilson(robust, n),
-            flags=tuple(sorted(flags)),
+            flags=flattered(flags, per_attack, worst),
             protocol=self.protocol,
             seed=self.seed,
             device=str(self.subject.device),

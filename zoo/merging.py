@@ -12,7 +12,7 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.judging import Verdicts
 from zoo.records import load_pair, save_pair, sealed
-from zoo.result import OWN_ATTACK_MISSING, Result, wilson
+from zoo.result import OWN_ATTACK_MISSING, Result, flattered, wilson
 from zoo.summary import summary
 
 
@@ -136,6 +136,8 @@ def _measured(loaded: Sequence[tuple[Result, Verdicts]], verdicts: Verdicts, pro
     ]
     complete = len(reasons) < len(loaded)  # a part with the model's own attack is enough for all
     robust = int(verdicts.worst.sum())
+    worst = robust / n if complete else None
+    per_attack = {call: int(right.sum()) / n for call, right in verdicts.attacks.items()}
     extra = {key: value for result, _ in reversed(loaded) for key, value in result.extra.items()}
     for key in ("no_worst_case", "draws"):
         extra.pop(key, None)
@@ -145,10 +147,10 @@ def _measured(loaded: Sequence[tuple[Result, Verdicts]], verdicts: Verdicts, pro
         first,
         n=n,
         clean=int(verdicts.clean.sum()) / n,
-        robust=robust / n if complete else None,
-        per_attack={call: int(right.sum()) / n for call, right in verdicts.attacks.items()},
+        robust=worst,
+        per_attack=per_attack,
         interval=wilson(robust, n) if complete else None,
-        flags=tuple(sorted(verdicts.flags)),
+        flags=flattered(verdicts.flags, per_attack, worst),
         protocol=protocol,
         seconds=round(sum(result.seconds for result, _ in loaded), 2),
         extra={**extra, **summary(verdicts)},

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import ZooError
 from zoo.files import write_text
+from zoo.grammar import parse_call
 
 SCHEMA = 1
 OWN_ATTACK_MISSING = "the model's own adaptive attack was not part of the suite"
+PLAIN_TOO_HIGH = "plain-pgd-too-high"  # the flag of a model that plain PGD flatters
+PLAIN_GAP = 0.05  # by more than this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,3 +192,21 @@ def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float,
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return (max(0.0, centre - half), min(1.0, centre + half))
+
+
+def flattered(flags: Iterable[str], per_attack: Mapping[str, float], robust: float | None) -> tuple[str, ...]:
+    """The flags of a result, sorted, with `PLAIN_TOO_HIGH` where it belongs.
+
+    It says that the lowest accuracy under plain PGD (attacks called pgd) lies more than `PLAIN_GAP` above the worst
+    case: whoever measures the model by plain PGD overestimates it.
+    """
+    found = set(flags) - {PLAIN_TOO_HIGH}
+    plain = [value for text, value in per_attack.items() if _is_plain(text)]
+    if robust is not None and plain and min(plain) - robust > PLAIN_GAP:
+        found.add(PLAIN_TOO_HIGH)
+    return tuple(sorted(found))
+
+
+def _is_plain(text: str) -> bool:
+    call = parse_call(text)
+    return call.name == "pgd" and not call.backend
