@@ -211,11 +211,17 @@ def timm_cfgs(
                 **common,
                 "mean": (0.0,) * chans,
                 "std": (1.0,) * chans,
-                "input_size": (chans, *spec.input_size[1:]),
+                "input_size": (chans, *_sides(spec, recipe)),
                 "num_classes": recipe.model_kwargs.get("num_classes", spec.num_classes),
                 **_source(name),
             }
     return generate_default_cfgs(cfgs)
+
+
+def _sides(spec: ModelSpec, recipe: Recipe) -> tuple[int, int]:
+    """Height and width of what a tag takes; the argument `img_size`, where it has one, is timm's name for both."""
+    side = recipe.model_kwargs.get("img_size")
+    return (int(side), int(side)) if side else (spec.input_size[1], spec.input_size[2])
 
 
 def _source(name: Name) -> dict[str, Any]:

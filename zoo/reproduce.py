@@ -7,7 +7,8 @@ std, unit), and `tables.json` which model stands for a row and which number of a
              "columns": {"Natural": "clean", "PGD-20": "pgd(steps=20)", "worst": "robust"}}}
 
 "notes" of a table are lines that are printed below it. A row may name several models, of which the first with such
-a number counts; a column may name several numbers, of which the least counts, or one (or several) for each row:
+a number counts, or some for each column; a column may name several numbers, of which the least counts, or one (or
+several) for each row:
 {"PGD-20": {"CIFS beta=0": "...", ...}}. "corruption(name=fog)" is the mean over the severities that were measured.
 """
 
@@ -108,7 +109,8 @@ def reproduce(name: str, folders: Iterable[str | Path] = ()) -> Reproduction:
     for row, column, value, _ in published[table]:
         metric = mapping.get("columns", {}).get(column)
         metrics = _several(metric.get(row) if isinstance(metric, dict) else metric)
-        models = _several(mapping.get("rows", {}).get(row))
+        named = mapping.get("rows", {}).get(row)
+        models = _several(named.get(column) if isinstance(named, dict) else named)
         found = (_measured(model, metrics, extra) for model in models if metrics)
         measured, source = next((pair for pair in found if pair[1]), (None, ""))
         if source:
