@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.hookspecs import hookimpl
-from zoo.spec import Attack, Dataset, ModelSpec, Protocol, Recipe, Stage
+from zoo.spec import Analysis, Attack, Dataset, ModelSpec, Protocol, Recipe, Stage
 from zoo.threat import Threat
 from zoo_base.dataset_specs import DATASETS
 from zoo_base.models import MODELS as MODELS  # also from here, as the other lists
@@ -325,6 +325,22 @@ PROTOCOLS = [
     ),
 ]
 
+ANALYSES = [
+    Analysis(
+        name="budgets",
+        run="zoo_base.budgets:budgets",
+        summary="accuracy against eps under several attacks, also of further models",
+        params={
+            "threat": "",
+            "eps": "",
+            "attacks": "pgd(steps=20); own",
+            "against": "",
+            "images": 200,
+            "seed": 0,
+        },
+    ),
+]
+
 
 @hookimpl
 def register_models() -> list[ModelSpec]:
@@ -354,3 +370,9 @@ def register_attacks() -> list[Attack]:
 def register_protocols() -> list[Protocol]:
     """The standard suites."""
     return PROTOCOLS
+
+
+@hookimpl
+def register_analyses() -> list[Analysis]:
+    """What every classifier can be asked."""
+    return ANALYSES
