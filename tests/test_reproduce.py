@@ -138,9 +138,11 @@ def test_every_mapping_names_tables_rows_columns_and_models_that_exist() -> None
             for side, place in (("rows", 0), ("columns", 1)):
                 known = {entry[place] for entry in published[table]}
                 assert set(mapping.get(side, {})) <= known, f"{plugin.name}:{table} {side}"
-            for models in mapping.get("rows", {}).values():
-                for model in [models] if isinstance(models, str) else models:
-                    registry().recipe(model)
+            for named in mapping.get("rows", {}).values():
+                assert not isinstance(named, dict) or set(named) <= set(mapping["columns"]), table
+                for models in named.values() if isinstance(named, dict) else [named]:
+                    for model in [models] if isinstance(models, str) else models:
+                        registry().recipe(model)
             for column in mapping.get("columns", {}).values():
                 assert not isinstance(column, dict) or set(column) <= set(mapping["rows"]), table
 
