@@ -86,6 +86,8 @@ def test_the_two_forms_of_the_loss_are_named_recipes() -> None:
         stage = recipe.stages[0]
         assert stage.params == {"sigma": (50 / 255, 75 / 255, 100 / 255), "share": 0.5}
         assert (stage.epochs, stage.batch_size) == (100, 128)
+        assert stage.optimizer == "adam(lr=0.001, weight_decay=0.0005)"
+        assert stage.schedule == "multistep(milestones='30,60,90', gamma=0.2)"
 
 
 def test_the_short_budgets_are_equal() -> None:
