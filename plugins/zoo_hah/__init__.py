@@ -26,7 +26,21 @@ MODELS = [
     ),
 ]
 
+# Table 5.2; the thesis does not say of which severities it is the mean.
+CORRUPTIONS = (
+    *("gaussian_noise", "shot_noise", "speckle_noise", "impulse_noise", "snow", "fog", "frost", "brightness"),
+    *("defocus_blur", "gaussian_blur", "motion_blur", "zoom_blur"),
+    *("contrast", "elastic_transform", "pixelate", "spatter"),
+)
+
 PROTOCOLS = [
+    Protocol(
+        name="hah-corruptions",
+        version=1,
+        attacks=tuple(f"corruption(name={name}, severity={s})" for name in CORRUPTIONS for s in range(1, 6)),
+        summary="table 5.2: the zoo's own version of the thesis's 16 corruptions, each at five severities",
+        counting="correct under the corruption / all images; the mean of all; correct under every one / all images",
+    ),
     Protocol(
         name="hah-paper",
         version=1,

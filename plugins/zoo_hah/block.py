@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,24 @@ class NormConv2d(nn.Conv2d):
         return F.conv2d(x, weight, padding=1) if self.watch is None else self.watch(self, x, weight)
 
 
+class _ChannelMean(torch.autograd.Function):
+    """The mean over the channels, whose gradient lies in memory as the values do.
+
+    Autograd's own is a view that repeats one plane, on which pooling's backward pass takes five times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        ctx.last = x.is_contiguous(memory_format=torch.channels_last)
+        return x.mean(1, keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        whole = (gradients[0] / ctx.shape[1]).expand(ctx.shape)
+        return whole.contiguous(memory_format=torch.channels_last if ctx.last else torch.contiguous_format)
+
+
 class DivisiveNorm(nn.Module):
     """z = y / (sigma * max_loc M + (1 - sigma) * M(loc) + 1e-7) (eq. 5.2), nothing detached.
 
@@ -79,7 +98,7 @@ class DivisiveNorm(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         """`[N,C,H,W]` of values from 0 on (what leaves a ReLU), the same shape."""
         around = F.max_pool2d(y, 3, 1, 1) if self.field == "3x3" else y
-        mean = around.mean(1, keepdim=True)
+        mean: Tensor = _ChannelMean.apply(around)
         divisor = self.sigma * mean.amax((2, 3), keepdim=True) + (1 - self.sigma) * mean + DIVISOR_EPS
         return y * divisor.reciprocal()  # one division for all channels
 
@@ -134,7 +153,7 @@ class Threshold(nn.Module):
             if rank == 0:
                 return z
             least = kth_smallest(flat, rank)
-        return z.masked_fill(z <= least[:, :, None, None], 0)
+        return z * (z > least[:, :, None, None])  # masked_fill takes several times as long
 
     def extra_repr(self) -> str:
         """For people."""

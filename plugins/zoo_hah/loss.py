@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from zoo.errors import ZooError
-from zoo_hah.block import NormConv2d
+from zoo_hah.block import NormConv2d, kth_smallest
 
 
 def top_count(channels: int, ratio: float) -> int:
@@ -45,18 +45,24 @@ def block_loss(u: Tensor, ratio: float = 0.1, lam: float = 1.0) -> Tensor:
 
 @torch.no_grad()
 def loss_and_slope(u: Tensor, ratio: float, lam: float) -> tuple[Tensor, Tensor]:
-    """L of `block_loss` and its derivative in u, `[N,C,H,W]`, in closed form."""
+    """L of `block_loss` and its derivative in u, `[N,C,H,W]`, in closed form.
+
+    Where several channels equal the K-th largest one, which only happens in half precision and where they are 0,
+    all of them have the derivative of the K largest; the value is exact.
+    """
     y = F.relu(u).permute(0, 2, 3, 1)  # channels last: contiguous where the network's memory format is that
     channels = u.shape[1]
     count, positions = top_count(channels, ratio), u.numel() / channels
-    values, index = y.topk(count, dim=3, sorted=False)
+    least = kth_smallest(y, channels - count + 1)[..., None]  # the K-th largest; selection beats torch's topk
+    above = y > least
     exact = torch.float64 if u.dtype == torch.float64 else torch.float32
-    largest, total = values.sum(dtype=exact), y.sum(dtype=exact)
+    ties = count - above.sum(3, keepdim=True)
+    largest, total = (y * above).sum(dtype=exact) + (ties * least).sum(dtype=exact), y.sum(dtype=exact)
     others = max(channels - count, 1)
     loss = (largest / count - lam * (total - largest) / others) / positions
-    slope = torch.full_like(y, -lam / others / positions)
-    slope.scatter_(3, index, 1 / count / positions)
-    return loss, slope.mul_(y > 0).permute(0, 3, 1, 2)
+    low, high = -lam / others / positions, 1 / count / positions
+    slope = ((y >= least) * (high - low) + low).to(u.dtype) * (y > 0)
+    return loss, slope.permute(0, 3, 1, 2)
 
 
 class _LocalConv(torch.autograd.Function):
