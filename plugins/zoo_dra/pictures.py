@@ -99,7 +99,8 @@ def success_plot(
         axes.set_xlabel("p, the share of the values that move", fontsize=9, color=SOFT)
         plain_axes(axes, "both")
     panels[0].set_ylabel("images that are fooled, in %", fontsize=9, color=SOFT)
-    panels[-1].legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
+    lines = panels[-1].get_legend_handles_labels()
+    figure.legend(*lines, frameon=False, fontsize=9, labelcolor=INK, loc="outside right center")
     save_figure(figure, path)
 
 
