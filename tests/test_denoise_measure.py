@@ -32,7 +32,7 @@ from zoo_denoise import noise
 from zoo_denoise.attack import obsatk
 
 Image = pytest.importorskip("PIL.Image")
-SHORT = "gaussian(level=25/255); obsatk(level=25/255); obsatk(eps=3/255, level=25/255)"
+SHORT = "gaussian(level=25/255); obsatk(level=25/255); obsatk(eps=7/255, level=25/255)"
 
 
 LINEAR = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
@@ -125,7 +125,7 @@ def test_the_table_is_what_its_parts_give(root: Path, tmp_path: Path) -> None:
         seed = keyed(3, "observed", row)
         seen, _ = noise.gaussian(x, level=25 / 255, seed=seed)
         values = [float(psnr(Blur()(seen), x))]
-        for eps in (5 / 255, 3 / 255):
+        for eps in (5 / 255, 7 / 255):
             base, allowed = noise.attacked(
                 x, threat=threat, seed=seed, mean_size=mean_size, level=25 / 255, eps=eps
             )
@@ -137,7 +137,7 @@ def test_the_table_is_what_its_parts_give(root: Path, tmp_path: Path) -> None:
     assert list(result.per_attack.values()) == pytest.approx(wanted, abs=1e-4)
     assert result.clean == pytest.approx(wanted[0], abs=1e-4)
     assert result.robust == pytest.approx(wanted[1], abs=1e-4)  # that of the measured threat alone
-    assert wanted[1] < wanted[2] < wanted[0] - 0.05
+    assert wanted[2] < wanted[1] < wanted[0] - 0.05
     assert result.metric == "psnr"
     assert set(result.extra["ssim"]) == set(result.per_attack)
     stored = load_arrays(tmp_path, Result.load(tmp_path / "result.json"))
