@@ -138,6 +138,27 @@ RECIPES = [
         )
         for tag, title, objective, params in SHORT
     ),
+    *(
+        Recipe(
+            model="resnet32-cifar",
+            tag=f"{tag}_linf8_cifar10_jpeg",
+            summary=f"{title} for four epochs with PGD-3, on CIFAR-10 as JPEG",
+            dataset="cifar10-jpeg",
+            threat=Threat.parse("linf:8/255"),
+            holdout=0,
+            stages=(
+                Stage(
+                    epochs=4,
+                    objective=f"zoo_base.{objective}",
+                    params={"steps": 3, "rel_step": 0.5},
+                    optimizer="sgd(lr=0.1, momentum=0.9, weight_decay=0.0005)",
+                    schedule="onecycle(peak=0.4)",
+                    augment="crop(padding=4) flip()",
+                ),
+            ),
+        )
+        for tag, title, objective, _ in SHORT[:2]
+    ),
     Recipe(
         model="small-cnn-mnist",
         tag="natural_mnist",

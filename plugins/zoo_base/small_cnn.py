@@ -8,7 +8,7 @@ linear layers as in PyTorch. The MNIST network of TRADES and, by all signs, of S
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from timm.models import register_model
 from torch import Tensor, nn
@@ -41,8 +41,8 @@ class SmallCNN(Classifier):
             or its weights (SPAT) needs False, PyTorch's default.
     """
 
-    feature_names = ("act2", "pool2")
-    feature_parts = {"pool2": ("pool1", "conv3", "act3", "conv4", "act4")}
+    feature_names: ClassVar[tuple[str, ...]] = ("act2", "pool2")
+    feature_parts: ClassVar[dict[str, tuple[str, ...]]] = {"pool2": ("pool1", "conv3", "act3", "conv4", "act4")}
 
     def __init__(
         self,
