@@ -367,7 +367,7 @@ def test_the_ablations_take_away_what_they_say() -> None:
             attacked = other(adv)
             first = F.cross_entropy(paced_logits(clean, similarity, y, 0.2) if accuracy else clean, y)
             second = robust_values(clean, attacked, 0.2, robustness).mean()
-            assert value == pytest.approx(float(first + 6 * second), abs=1e-6)
+            assert value == pytest.approx(float((first + 6 * second).detach()), abs=1e-6)
             found[accuracy, robustness] = value
     assert len({round(value, 4) for value in found.values()}) == 4
 
