@@ -42,7 +42,9 @@ class SmallCNN(Classifier):
     """
 
     feature_names: ClassVar[tuple[str, ...]] = ("act2", "pool2")
-    feature_parts: ClassVar[dict[str, tuple[str, ...]]] = {"pool2": ("pool1", "conv3", "act3", "conv4", "act4")}
+    feature_parts: ClassVar[dict[str, tuple[str, ...]]] = {
+        "pool2": ("pool1", "conv3", "act3", "conv4", "act4")
+    }
 
     def __init__(
         self,
