@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import zoo
+from zoo.checks import Check
+from zoo.diagnose import Diagnosis
 from zoo.errors import ZooError
 from zoo.registry import registry
 from zoo.release import add_card
@@ -39,6 +41,29 @@ def test_the_card_of_a_best_epoch_says_by_what_it_was_chosen(run: Path, tmp_path
     text = " ".join((folder / "README.md").read_text().split())
     assert "the weights are those of epoch 1, the best by clean accuracy on 129 training images" in text
     assert best["metric"] == "clean"
+
+
+def test_a_missing_reason_costs_no_second_measurement(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = [Check(name, flagged=True, value=1.0) for name in ("batch-dependent", "randomised")]
+    calls = []
+
+    def diagnose(model: object, **options: object) -> Diagnosis:
+        calls.append(options)
+        return Diagnosis(NAME, 500, "linf:0.1", tuple(checks))
+
+    monkeypatch.setattr("zoo.release.diagnose", diagnose)
+    with pytest.raises(ZooError, match=r"the flags 'batch-dependent', 'randomised' of .* are not explained; add --explain 'batch-dependent=REASON' --explain 'randomised=REASON'"):  # fmt: skip
+        add_card(NAME, run, to=tmp_path, n=20, force=True)
+    assert list(tmp_path.iterdir()) == []
+    because = {"batch-dependent": "planted", "randomised": "planted too"}
+    folder = add_card(NAME, run, to=tmp_path, n=20, force=True, explain=because)
+    assert len(calls) == 1
+    assert "planted too" in (folder / "README.md").read_text()
+    assert not (run / "card").exists()
+    add_card(NAME, run, to=tmp_path, n=20, force=True, explain=because)
+    assert len(calls) == 2  # what a finished card was made from is not kept
 
 
 def test_a_run_of_another_model_is_refused(run: Path, tmp_path: Path) -> None:

@@ -75,12 +75,14 @@ def check_explained(name: Name, flags: Iterable[str], explain: Mapping[str, str]
     """Refuse a flag without a reason.
 
     Raises:
-        ZooError: with the first of them.
+        ZooError: with all of them.
     """
     if unexplained := [flag for flag in flags if not explain.get(flag, "").strip()]:
+        which = ", ".join(map(repr, unexplained))
+        options = " ".join(f"--explain '{flag}=REASON'" for flag in unexplained)
+        noun, verb = ("flag", "is") if len(unexplained) == 1 else ("flags", "are")
         raise ZooError(
-            f"the flag {unexplained[0]!r} of {name} is not explained; add --explain '{unexplained[0]}=REASON' "
-            "(explain={flag: reason})"
+            f"the {noun} {which} of {name} {verb} not explained; add {options} (explain={{flag: reason}})"
         )
 
 

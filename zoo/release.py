@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,21 @@ from torch import nn
 from zoo import cards, hub
 from zoo.analysis import analyse
 from zoo.catalogue import WEIGHTS_FILE, cards_dir, full_name, local_folder
-from zoo.diagnose import diagnose, has_ball
+from zoo.diagnose import Diagnosis, diagnose, has_ball
 from zoo.errors import NoWeights, ZooError
 from zoo.evaluation import evaluate
 from zoo.files import sha256_of
 from zoo.grammar import Name, parse_call
+from zoo.journal import Journal
 from zoo.loading import find_device, load
 from zoo.provenance import RECORD_FILE
+from zoo.records import EXAMPLES_FILE
 from zoo.registry import registry
 from zoo.repository import check_staged
 from zoo.spec import Weights
 from zoo.transport import check_names
 from zoo.validation import BEST_FILE
-from zoo.weights import round_to_half
+from zoo.weights import round_to_half, state_sha256
 
 
 def add_card(
@@ -74,37 +77,54 @@ def add_card(
     model = load(str(full), weights=weights, device=find_device(device))
     model.load_state_dict(round_to_half(model))
     threat = registry().recipe(full).threat
-    found = None
-    if diagnosis and has_ball(threat):
-        found = diagnose(model, data_root=data_root, show_progress=True)
-        cards.check_explained(full, found.flags, explain)  # before the long part
     root = Path(to) if to is not None else cards_dir()
     scratch = Path(weights) if Path(weights).is_dir() else Path(weights).parent
+    work = (
+        scratch / "card"
+    )  # what was measured, until the card stands: a reason that is missing costs nothing
+    found = None
+    if diagnosis and has_ball(threat):
+        found = _diagnosed(model, work, data_root)
+        cards.check_explained(full, found.flags, explain)  # before the long part
     result = evaluate(
         model,
         attacks=attacks,
         n=n,
         data_root=data_root,
         diagnosis=found or False,
-        out=scratch,
+        out=work,
+        keep_parts=True,
         show_progress=True,
     )
+    cards.check_explained(full, result.flags, explain)  # before the analyses
     folder = cards.stage(
         full,
         model,
         [result],
         root,
-        examples=scratch / "examples.safetensors",
+        examples=work / EXAMPLES_FILE,
         explain=explain,
         analyses=[
             _analysed(model, call, scratch / f"analysis{number}", data_root)
             for number, call in enumerate(analyses)
         ],
     )
+    shutil.rmtree(work, ignore_errors=True)
     if pin:
         hub.write_pin(full, Weights(sha256=sha256_of(folder / WEIGHTS_FILE)))
         registry.cache_clear()
     return folder
+
+
+def _diagnosed(model: nn.Module, work: Path, data_root: str | Path | None) -> Diagnosis:
+    """The diagnosis of these weights, kept in `work`: whoever then explains its flags does not wait again."""
+    journal = Journal(work, {"diagnosis of": state_sha256(model)})
+    kept = journal.read("diagnosis")
+    if kept is not None:
+        return Diagnosis.from_dict(kept)
+    found = diagnose(model, data_root=data_root, show_progress=True)
+    journal.write("diagnosis", found.to_dict())
+    return found
 
 
 def _analysed(model: nn.Module, call: str, out: Path, data_root: str | Path | None) -> dict[str, Any]:
