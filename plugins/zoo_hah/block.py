@@ -46,7 +46,7 @@ class NormConv2d(nn.Conv2d):
     def applied_weight(self) -> Tensor:
         """The weight that acts, `[after,before,3,3]`; the gradient flows through the norm."""
         norm = torch.linalg.vector_norm(self.weight, dim=(1, 2, 3), keepdim=True)
-        return self.weight / (norm + WEIGHT_EPS)
+        return self.weight * (norm + WEIGHT_EPS).reciprocal()  # its backward pass has no division
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N,before,H,W]` to `[N,after,H,W]`."""

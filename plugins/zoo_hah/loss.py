@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from zoo.errors import ZooError
@@ -76,6 +77,7 @@ class _LocalConv(torch.autograd.Function):
         return u, loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         of_u, of_loss = gradients
         x, weight, slope = ctx.saved_tensors
