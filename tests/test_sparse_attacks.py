@@ -61,7 +61,7 @@ def trained() -> tuple[Any, Tensor, Tensor]:
             optimizer.zero_grad()
             F.cross_entropy(model(x[rows]), y[rows]).backward()
             optimizer.step()
-    test = load_data("digits", "test").subset(40)
+    test = load_data("digits", "test").subset(30)
     assert test.labels is not None
     return model.eval(), test.pixels(), test.labels
 
@@ -155,9 +155,9 @@ def test_without_a_surrogate_pgd_reports_a_fake_robustness(trained: Any) -> None
 
 @pytest.mark.parametrize("threat", ["linf:0.25", "l2:2", "l1:30"])
 def test_attacks_obey_every_norm_and_repeat(trained: Any, threat: str) -> None:
-    model, x, y = trained
+    model, x, y = trained[0], trained[1][:16], trained[2][:16]
     allowed = Threat.parse(threat)
-    call = "sparse-bpda(steps=4, ways='top-u,whole', losses=ce, restarts=2, smoothing=2)"
+    call = "sparse-bpda(steps=3, ways='top-u,whole', losses=ce, restarts=2, smoothing=2)"
     first, second = (bind(call).run(model, x, y, allowed, 3) for _ in range(2))
     assert torch.equal(first, second)
     assert bool(ball.inside(allowed, x, first).all())
@@ -287,9 +287,13 @@ def test_accuracy_against_budgets(trained: Any, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("art") is None, reason="needs adversarial-robustness-toolbox")
 def test_distances_of_decision_attacks(trained: Any, tmp_path: Path) -> None:
-    params = {"images": 3, "attacks": "HopSkipJump", "iterations": 1}
+    params = {"images": 2, "attacks": "HopSkipJump,BoundaryAttack,ZooAttack", "iterations": 1}
     found = analyse(trained[0], "sparse-distances", out=tmp_path, data="digits", params=params)
     assert found["HSJ success"] == 1
     assert 0 < found["HSJ mean L2"] < 32
+    assert 0 <= found["Boundary success"] <= 1
+    assert 0 <= found["ZOO success"] <= 1
+    assert (found["ZOO mean L2"] is None) == (found["ZOO success"] == 0)
+    assert (tmp_path / "distances.png").stat().st_size > 5000
     with pytest.raises(UnknownName, match="HopSkipJump"):
         analyse(trained[0], "sparse-distances", out=tmp_path, data="digits", params={"attacks": "HopSkip"})

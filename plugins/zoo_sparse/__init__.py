@@ -251,7 +251,7 @@ QUERIES = (
     "square(queries=1000)",
     "art:HopSkipJump(max_iter=10, max_eval=1000, init_eval=50)",
     "art:BoundaryAttack(targeted=false, max_iter=200)",
-    "art:ZooAttack(max_iter=20, nb_parallel=64, use_resize=false, use_importance=false)",
+    "art:ZooAttack(max_iter=20, batch_size=1, nb_parallel=64, use_resize=false, use_importance=false)",
 )
 EOT = "steps=20, rel_step=0.125, random_start=false, draws=40, losses=ce"
 RANDOM_STARTS = "steps=40, rel_step=0.125, restarts=100, ways=top-u"

@@ -217,7 +217,7 @@ def _art_call(name: str, iterations: int) -> str:
     settings = {
         "HopSkipJump": "max_eval=1000, init_eval=50",
         "BoundaryAttack": "targeted=false",
-        "ZooAttack": "nb_parallel=64, use_resize=false, use_importance=false",
+        "ZooAttack": "batch_size=1, nb_parallel=64, use_resize=false, use_importance=false",
     }
     norm = ", norm=2" if name == "HopSkipJump" else ""
     return f"art:{name}(max_iter={iterations}{norm}, {settings[name]})"
