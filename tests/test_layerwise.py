@@ -210,7 +210,7 @@ def test_each_analysis_writes_readable_pictures_and_numbers(name, models, tmp_pa
     with mock.patch("zoo_layerwise.draw.save_figure", lambda figure, path: figures.append((figure, path))):
         found = analyse(models[0], name, out=tmp_path, data="digits", n=4, params=CASES[name])
     assert figures
-    if name in ("psr", "snr", "sparsity", "gradcam", "svd"):
+    if name != "bn":  # whose numbers stand close to one another
         for figure, _ in figures:
             assert_readable(figure)
     assert json.loads((tmp_path / "numbers.json").read_text()) == found

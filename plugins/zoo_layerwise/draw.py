@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from zoo.drawing import BAR, CLEAN, GOOD, INK, WORST, new_figure, plain_axes, save_figure
@@ -16,6 +17,11 @@ def _ticks(axes: Any, names: Sequence[str]) -> None:
     """The names of layers below an axis, upright; of many only some."""
     every = max(1, -(-len(names) // 24))
     axes.set_xticks(range(0, len(names), every), list(names)[::every], rotation=90, fontsize=7)
+
+
+def _lines(name: str, width: int) -> str:
+    """A model's name in lines, its tag below it, so that two tags of one model can be told apart."""
+    return "\n".join(line for part in name.replace(".", ".\n", 1).split("\n") for line in wrap(part, width))
 
 
 def layer_curves(
@@ -75,7 +81,7 @@ def histogram_grid(
         rows: [(layer, [(kind, edges, {model: counts as shares})])].
     """
     columns = len(rows[0][1])
-    figure = new_figure(2.4 * columns + 1.2, 0.62 * len(rows) + 1.4, title, about)
+    figure = new_figure(max(6.4, 2.4 * columns + 1.2), 0.62 * len(rows) + 1.4, title, about)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for line, (layer, kinds) in zip(grid, rows, strict=True):
         for axes, (kind, edges, counts) in zip(line, kinds, strict=True):
@@ -143,7 +149,7 @@ def heat_grid(
             axes.set_title(label, fontsize=7, color=INK)
             axes.set_xticks([])
             axes.set_yticks([])
-        line[0].set_ylabel(name if len(name) < 30 else name[:28] + "…", fontsize=7)
+        line[0].set_ylabel(_lines(name, 30), fontsize=7)
     figure.supxlabel(labels[0], fontsize=8)
     figure.supylabel(labels[1], fontsize=8)
     save_figure(figure, path)
@@ -173,5 +179,5 @@ def overlay_grid(
         axes.set_xticks([])
         axes.set_yticks([])
     for line, name in zip(grid[1:], maps, strict=True):
-        line[0].set_ylabel(name if len(name) < 18 else name[:16] + "…", fontsize=6)
+        line[0].set_ylabel(_lines(name, 18), fontsize=6)
     save_figure(figure, path)
