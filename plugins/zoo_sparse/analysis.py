@@ -100,7 +100,7 @@ def codes(model: nn.Module, data: Data, *, out: Path, image: int = 0, seed: int 
     if not encoder.drop:
         del steps["after dropout"]
     about = (
-        f"{_name(model)}, image {image} of {data.name}: patches from top to bottom, atoms from left to right"
+        f"{_name(model)}, image {image} of {data.name}: the first {draw.SHOWN} patches, atoms to the right"
     )
     draw.codes_plot({k: v.cpu() for k, v in steps.items()}, Path(out) / "codes.png", about)
     share = {
