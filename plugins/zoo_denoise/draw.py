@@ -25,9 +25,9 @@ def sheet(
         title, about: of the figure.
     """
     columns = len(rows[0])
-    figure = new_figure(1.95 * columns + 0.3, 2.15 * len(rows) + 1.15, title, about)
+    figure = new_figure(1.95 * columns + 0.3, 2.2 * len(rows) + 0.95, title, about)
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes, panels in zip(grid, rows, strict=True):
+    for row, (axes, panels) in enumerate(zip(grid, rows, strict=True)):
         target = panels[0][1]
         for number, (place, (label, image)) in enumerate(zip(axes, panels, strict=True)):
             shown = _middle(image, crop)[0].permute(1, 2, 0).cpu().numpy()
@@ -37,7 +37,7 @@ def sheet(
             place.spines[:].set_visible(False)
             if number:
                 place.set_xlabel(f"{float(psnr(image, target)):.2f} dB", fontsize=8.5, color=INK, labelpad=2)
-            if axes is grid[0]:
+            if row == 0:
                 place.set_title(_wrapped(label), fontsize=8.5, color=INK)
     return save_figure(figure, path)
 
