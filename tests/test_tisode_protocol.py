@@ -360,7 +360,7 @@ def test_the_protocol_counts_both_ways(tmp_path: Path) -> None:
     y = torch.ones(count, dtype=torch.long)
     data = Data(x, y, "halves", 2)
     found = analysis.protocol(
-        Linear(), data, out=tmp_path, fgsm="0.05", pgd="0.1", sigmas="1/255", standard=True
+        Linear(), data, out=tmp_path, fgsm="0.05", pgd="0.1", sigmas="1/255,200/255", standard=True
     )
     gaps = (x[:, 0, 0, 4:].float().mean(1) - 128) / 255
     clean = gaps > 0
@@ -371,6 +371,11 @@ def test_the_protocol_counts_both_ways(tmp_path: Path) -> None:
         assert found[column] == pytest.approx(int(stands.sum()) / int(clean.sum()), abs=1e-6)
         assert found[f"{column} of all"] == pytest.approx(int(stands.sum()) / count, abs=1e-6)
     assert found["sigma=1/255"] > 0.9
+    among, of_all = (
+        found[f"sigma=200/255{end}"] for end in ("", " of all")
+    )  # noise rights some clean mistakes
+    assert 0.5 < among < 1
+    assert of_all * count == pytest.approx(among * int(clean.sum()), abs=1e-4)
     assert (found["name"], found["dataset"], found["n"], found["noise_n"]) == ("Linear", "halves", 20, 20)
     assert (tmp_path / "protocol.png").stat().st_size > 5000
 
