@@ -74,6 +74,10 @@ def short(kind: str) -> Recipe:
     """The same setting on MNIST for a few minutes of a CPU: 6,000 images twice, equal for all networks.
 
     The steady-state loss is on from the start, because there is no sixth epoch.
+
+    Measured by tests/bench_tisode.py (the authors' 1,000 images, FGSM-0.3 among clean-correct ones): CNN 12.8,
+    17.5, 10.4 %, ODENet 19.4, 21.1, 12.3 % with seeds 0 to 2, TisODE 15.5 % with seed 1, its only one so far; clean
+    accuracies 94 to 95 %. So short a budget does not tell the three apart, and PGD leaves 0 to 2 % of them at 0.3.
     """
     stage = Stage(
         epochs=2,
