@@ -181,7 +181,7 @@ def test_a_model_without_gradients_is_measured_and_flagged() -> None:
     result = evaluate(
         Thresholds(), data, threat="linf:0.1", suite="pgd(steps=3); apgd-ce(steps=3); square(queries=60)"
     )
-    assert result.flags == ("zero-gradients",)
+    assert result.flags == ("plain-pgd-too-high", "zero-gradients")
     assert result.per_attack["pgd(steps=3)"] == 1
     assert result.robust == pytest.approx(4 / 6)  # Square needs no gradient
     found = diagnose(
