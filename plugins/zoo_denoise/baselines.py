@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo.errors import MissingExtra, ZooError, unknown
 
 BM3D_LICENCE = (
-    "bm3d is licensed for non-commercial use only (https://pypi.org/project/bm3d): it is not part of the zoo, and "
+    "bm3d is licensed for non-commercial use only: it is not part of the zoo, and "
     "is never installed with [all]"
 )
 METHODS = ("nlm", "tv", "bm3d")
