@@ -79,12 +79,11 @@ def add_card(
     threat = registry().recipe(full).threat
     root = Path(to) if to is not None else cards_dir()
     scratch = Path(weights) if Path(weights).is_dir() else Path(weights).parent
-    work = (
-        scratch / "card"
-    )  # what was measured, until the card stands: a reason that is missing costs nothing
+    # what was measured stays here until the card stands: a reason that is missing costs no second measurement
+    work = scratch / "card"
     found = None
     if diagnosis and has_ball(threat):
-        found = _diagnosed(model, work, data_root)
+        found = _diagnosed(full, model, work, data_root)
         cards.check_explained(full, found.flags, explain)  # before the long part
     result = evaluate(
         model,
@@ -116,9 +115,9 @@ def add_card(
     return folder
 
 
-def _diagnosed(model: nn.Module, work: Path, data_root: str | Path | None) -> Diagnosis:
+def _diagnosed(name: Name, model: nn.Module, work: Path, data_root: str | Path | None) -> Diagnosis:
     """The diagnosis of these weights, kept in `work`: whoever then explains its flags does not wait again."""
-    journal = Journal(work, {"diagnosis of": state_sha256(model)})
+    journal = Journal(work, {"diagnosis of": str(name), "weights": state_sha256(model)})
     kept = journal.read("diagnosis")
     if kept is not None:
         return Diagnosis.from_dict(kept)
