@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench_frequency
 import bench_hah
 import bench_tisode
 
@@ -366,6 +367,7 @@ SECTIONS = {
     "equality": equality,
     "tisode": lambda: bench_tisode.tisode(alternate, row),
     "hah": lambda: bench_hah.hah(alternate, row),
+    "frequency": lambda: bench_frequency.frequency(alternate, row),
 }
 
 
