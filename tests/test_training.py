@@ -15,7 +15,7 @@ import zoo
 from zoo.errors import ZooError
 from zoo.registry import registry
 from zoo.schedules import make_optimizer, make_schedule
-from zoo.spec import Stage
+from zoo.spec import Stage, validate
 from zoo.training import Step, override
 
 FAST = ["stages.0.epochs=1", "stages.0.batch_size=256", "model_kwargs.width=8"]
@@ -285,9 +285,32 @@ def test_schedules() -> None:
     for bad in ("cosin()", "onecycle(top=3)", "cyclic(cycles=0)", "cyclic(peak=1)"):
         with pytest.raises(ZooError):
             make_schedule(bad, 3)
-    for bad in ("sdg(lr=1)", "sgd(lrr=1)", "sgd(lr=-1)"):
+
+
+def test_optimisers_are_torchs_or_named_as_code() -> None:
+    weights = [nn.Parameter(torch.zeros(1))]
+    assert isinstance(make_optimizer("rmsprop(lr=0.1, alpha=0.9)", weights), torch.optim.RMSprop)
+    made = make_optimizer("torch.optim:Adagrad(lr=0.5)", weights)
+    assert isinstance(made, torch.optim.Adagrad)
+    assert made.param_groups[0]["lr"] == 0.5
+    for bad, message in (
+        ("sdg(lr=1)", "unknown optimiser 'sdg': did you mean sgd"),
+        ("sgd(lrr=1)", "unexpected keyword argument 'lrr'"),
+        ("sgd(lr=-1)", "-1"),
+        ("sgd(lr=0)", "the learning rate lr=0 must be above 0"),
+        ("torch.optim:Adagrat(lr=1)", "cannot import 'torch.optim:Adagrat'"),
+    ):
+        with pytest.raises(ZooError, match=message):
+            make_optimizer(bad, weights)
+
+
+def test_a_recipe_may_name_an_optimiser_as_code() -> None:
+    recipe = registry().recipe("resnet10-cifar.natural_digits")
+    stage = recipe.stages[0]
+    validate(replace(recipe, stages=(replace(stage, optimizer="torch.optim:Adagrad(lr=0.5)"),)))
+    for bad in ("torch.optim:Adagrad(lr=)", "torch:optim:Adagrad(lr=1)", "sgd(lr=)"):
         with pytest.raises(ZooError):
-            make_optimizer(bad, [nn.Parameter(torch.zeros(1))])
+            validate(replace(recipe, stages=(replace(stage, optimizer=bad),)))
 
 
 def test_step_noise_comes_from_the_runs_generator() -> None:

@@ -205,9 +205,11 @@ class _Plan:
         draws = f" draws={self.judge.draws} eot={EOT_DRAWS}" if self.judge.draws > 1 else ""
         counting = "cascade" if self.suite.cascade else "all"
         precision = choose(self.subject.model, self.subject.device)
+        dependent = bool(self.subject.spec and self.subject.spec.batch_dependent)
+        batch = f" batch={self.judge.batch_size}" if dependent else ""
         return (
             f"{self.suite.name} [{calls}] {self.threat} counting={counting} seed={self.seed}{draws} "
-            f"gradients={precision}"
+            f"gradients={precision}{batch}"
         )
 
     @cached_property

@@ -6,6 +6,10 @@ std, unit), and `tables.json` which model stands for a row and which number of a
     {"4.1": {"rows": {"ResNet-18 CIFS": "cifs-resnet18.at_linf8_cifar10"},
              "columns": {"Natural": "clean", "PGD-20": "pgd(steps=20)", "worst": "robust"}}}
 
+What no card holds, because it is about many trainings or about no model, lies in the plugin's `measured.json`:
+{"results": [{"name", "dataset", "n", ...numbers}]}, as a sweep writes it into its numbers.json. Its names are those
+of rows too, `model.tag` or any such pair of words, as "toy.adam".
+
 "notes" of a table are lines that are printed below it. A row may name several models, of which the first with such
 a number counts, or some for each column; a column may name several numbers, of which the least counts, or one (or
 several) for each row:
@@ -23,11 +27,11 @@ from typing import Any
 
 from zoo.catalogue import read_card
 from zoo.errors import ZooError, unknown
-from zoo.grammar import parse_name
+from zoo.grammar import Name, parse_name
 from zoo.registry import Plugin, registry
 from zoo.result import corruption_rows
 
-PAPER_FILE, TABLES_FILE = "paper.csv", "tables.json"
+PAPER_FILE, TABLES_FILE, MEASURED_FILE = "paper.csv", "tables.json", "measured.json"
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def reproduce(name: str, folders: Iterable[str | Path] = ()) -> Reproduction:
     Args:
         name: `method:table`, such as "cifs:4.1".
         folders: of result.json files to take besides the cards, or of numbers.json files of analyses that state
-            "name", "dataset" and "n"; they come first.
+            "name", "dataset" and "n", or a list "results" of such; they come first.
 
     Raises:
         UnknownName: no such plugin or table.
@@ -103,7 +107,9 @@ def reproduce(name: str, folders: Iterable[str | Path] = ()) -> Reproduction:
     if table not in published:
         raise unknown("table", name, [f"{method}:{known}" for known in published])
     mapping = _mapping(plugin).get(table, {})
-    extra = [_result(Path(folder)) for folder in folders]
+    extra = [result for folder in folders for result in _results(Path(folder))]
+    own = Path(plugin.folder, MEASURED_FILE)
+    extra += _listed(_read(own)) if own.is_file() else []
     cells: list[Cell] = []
     sources: dict[str, None] = {}
     for row, column, value, _ in published[table]:
@@ -177,16 +183,31 @@ def _measured(
         known |= {**result.get("per_attack", {}), **result.get("extra", {}), **result}
         values = [known[metric] for metric in metrics if isinstance(known.get(metric), int | float)]
         if len(values) == len(metrics):
-            epochs = sum(stage.epochs for stage in registry().recipe(name).stages)
-            trained = f"{epochs} epoch{'s' * (epochs != 1)}"
-            return float(min(values)), f"{name}, {trained}, n = {result['n']} of {result['dataset']}"
+            return float(min(values)), f"{name}{_trained(name)}, n = {result['n']} of {result['dataset']}"
     return None, ""
 
 
-def _result(folder: Path) -> dict[str, Any]:
+def _trained(name: Name) -> str:
+    """How long a tag is trained; "" for what is no model of the registry."""
+    if name.model not in registry().names("models"):
+        return ""
+    epochs = sum(stage.epochs for stage in registry().recipe(name).stages)
+    return f", {epochs} epoch{'s' * (epochs != 1)}"
+
+
+def _results(folder: Path) -> list[dict[str, Any]]:
     """What `zoo evaluate` or, where there is no result, an analysis that names its model left in a folder."""
     numbers = folder / "numbers.json"
-    path = numbers if numbers.is_file() and not (folder / "result.json").is_file() else folder / "result.json"
+    found = numbers.is_file() and not (folder / "result.json").is_file()
+    return _listed(_read(numbers if found else folder / "result.json"))
+
+
+def _listed(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results of a file: several in a list, or the file itself."""
+    return list(found["results"]) if isinstance(found.get("results"), list) else [found]
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -11,28 +11,40 @@ from torch import nn
 
 from zoo.errors import ZooError, unknown
 from zoo.grammar import parse_call
+from zoo.spec import resolve_call
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
 }
 
 
 def make_optimizer(text: str, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Build `sgd(lr=0.1, momentum=0.9)`, `adam(...)` or `adamw(...)` with torch's own arguments.
+    """Build `sgd(lr=0.1, momentum=0.9)`, `adam(...)`, `adamw(...)` or `rmsprop(...)` with torch's own arguments.
+
+    An optimiser of a plugin is named as all code, "package.module:Class(lr=0.001)".
 
     Raises:
-        ZooError: unknown optimiser or argument.
+        PluginError: there is no such code.
+        ZooError: unknown optimiser or argument, or a learning rate that is not above 0.
     """
-    call = parse_call(text)
-    if call.name not in OPTIMIZERS:
-        raise unknown("optimiser", call.name, OPTIMIZERS)
-    params: dict[str, Any] = dict(call.params)
+    params: dict[str, Any]
+    if ":" in text.partition("(")[0]:
+        make, params = resolve_call(text)
+    else:
+        call = parse_call(text)
+        if call.name not in OPTIMIZERS:
+            raise unknown("optimiser", call.name, OPTIMIZERS)
+        make, params = OPTIMIZERS[call.name], dict(call.params)
     try:
-        return OPTIMIZERS[call.name](list(parameters), **params)
+        made: torch.optim.Optimizer = make(list(parameters), **params)
     except (TypeError, ValueError) as error:
         raise ZooError(f"optimiser {text!r}: {error}") from error
+    if (rate := made.param_groups[0]["lr"]) <= 0:
+        raise ZooError(f"optimiser {text!r}: the learning rate lr={rate} must be above 0")
+    return made
 
 
 def make_schedule(text: str, epochs: int) -> Callable[[float], float]:

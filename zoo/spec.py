@@ -272,8 +272,12 @@ def validate(spec: Spec) -> None:
                 refuse(f"repeats={stage.repeats} of a stage must be at least 1")
             for target in stage.regularizers:
                 _check_target("regularizer", target, refuse)
-            for call in (stage.optimizer, stage.schedule, *stage.augment.split()):
+            for call in (stage.schedule, *stage.augment.split()):
                 parse_call(call)
+            code, _, arguments = stage.optimizer.partition("(")
+            parse_call(stage.optimizer if ":" not in code else f"x{arguments and '('}{arguments}")
+            if ":" in code:
+                _check_target("optimizer", code, refuse)
     if isinstance(spec, Protocol) and len(spec.attacks) <= LONG_SUITE:
         for call in spec.attacks:
             parse_call(call)
