@@ -23,7 +23,7 @@ from zoo.threat import Threat
 from zoo.update import Updater
 from zoo_sparse import dictionary
 from zoo_sparse.decoder import Decoder
-from zoo_sparse.encoder import EPS, Backward, SparseEncoder
+from zoo_sparse.encoder import EPS, Backward, SparseEncoder, largest
 from zoo_sparse.recipe import reconstruct
 
 THREAT = Threat.parse("linf:8/255")
@@ -99,6 +99,19 @@ def test_the_sign_of_a_survivor_cannot_be_flipped(seed: int) -> None:
     patch = 0.5 * worst[k][None]
     a = float(made.project(patch)[..., k])
     assert float(made.project(patch - 1.01 * worst[k])[..., k]) < 0 < a
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_largest_are_found_with_and_without_ties(dtype: torch.dtype) -> None:
+    size = torch.rand(4, 3, 21, generator=torch.Generator().manual_seed(0)).to(dtype)
+    size[0, 0, 5:9] = size[0, 0].max()  # four that are equal, of which three are wanted
+    size[1, 1] = 0
+    for count in (1, 3, 20, 21):
+        index = largest(size, count)
+        assert index.shape == (4, 3, count)
+        assert all(len(set(row)) == count for row in index.flatten(0, 1).tolist())
+        found, expected = size.gather(-1, index).sort(-1).values, size.sort(-1).values[..., 21 - count :]
+        assert torch.equal(found, expected)
 
 
 def test_map_sizes_of_both_data_sets() -> None:

@@ -22,6 +22,7 @@ from zoo.pgd import frozen
 from zoo.threat import Threat
 from zoo_sparse import draw
 from zoo_sparse.dictionary import encoder_of
+from zoo_sparse.encoder import largest
 
 BINS = 60
 SHORT = {"HopSkipJump": "HSJ", "BoundaryAttack": "Boundary", "ZooAttack": "ZOO"}
@@ -91,7 +92,7 @@ def codes(model: nn.Module, data: Data, *, out: Path, image: int = 0, seed: int 
         raise ZooError(f"image={image}: {data.name} has images 0 to {len(data) - 1}")
     x = data.pixels(slice(image, image + 1)).to(encoder.dictionary.device)
     a = encoder.project(x)[0].flatten(0, 1)  # [positions, L]
-    top = torch.zeros_like(a).scatter_(1, a.abs().topk(encoder.top, dim=1).indices, 1.0) * a
+    top = torch.zeros_like(a).scatter_(1, largest(a.abs(), encoder.top), 1.0) * a
     with seeded(seed, x.device):
         code = encoder(x)[0].flatten(1).T
     with seeded(seed, x.device):
@@ -116,7 +117,7 @@ def codes(model: nn.Module, data: Data, *, out: Path, image: int = 0, seed: int 
 
 def _kept(encoder: Any, a: Tensor, top: Tensor) -> Tensor:
     """The coefficients that the encoder's dropout leaves, drawn as it draws them."""
-    index = a.abs().topk(encoder.top, dim=1).indices
+    index = largest(a.abs(), encoder.top)
     kept = torch.ones(index.shape, dtype=a.dtype, device=a.device)
     if encoder.drop:
         kept = (torch.rand_like(kept) >= encoder.drop).to(kept)
