@@ -17,6 +17,7 @@ _PUBLIC = {
     "register_timm": "zoo.loading",
     "evaluate": "zoo.evaluation",
     "attack": "zoo.evaluation",
+    "perturb": "zoo.perturbation",
     "train": "zoo.training",
     "hookimpl": "zoo.hookspecs",
     "ModelSpec": "zoo.spec",
@@ -24,6 +25,7 @@ _PUBLIC = {
     "Stage": "zoo.spec",
     "Dataset": "zoo.spec",
     "Attack": "zoo.spec",
+    "DataAttack": "zoo.spec",
     "Protocol": "zoo.spec",
     "Analysis": "zoo.spec",
     "Command": "zoo.spec",
@@ -43,10 +45,12 @@ if TYPE_CHECKING:
     from zoo.hookspecs import hookimpl as hookimpl
     from zoo.loading import load as load
     from zoo.loading import register_timm as register_timm
+    from zoo.perturbation import perturb as perturb
     from zoo.result import Result as Result
     from zoo.spec import Analysis as Analysis
     from zoo.spec import Attack as Attack
     from zoo.spec import Command as Command
+    from zoo.spec import DataAttack as DataAttack
     from zoo.spec import Dataset as Dataset
     from zoo.spec import ModelSpec as ModelSpec
     from zoo.spec import Protocol as Protocol

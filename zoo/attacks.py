@@ -14,7 +14,7 @@ from zoo.grammar import Call, parse_call
 from zoo.pgd import frozen
 from zoo.precision import attack_copy
 from zoo.registry import registry
-from zoo.spec import Attack, resolve
+from zoo.spec import Attack, DataAttack, resolve
 from zoo.threat import Threat
 
 BACKENDS = ("torchattacks", "art", "foolbox")
@@ -43,13 +43,17 @@ def bind(text: str) -> BoundAttack:
 
     Raises:
         UnknownName: no plugin registered the attack, or the attack has no such parameter (nearest names).
-        ZooError: the text is not a call, or the toolkit is none that the zoo knows.
+        ZooError: the text is not a call, the toolkit is none that the zoo knows, or the attack is one on data.
         MissingExtra: the toolkit is not installed.
     """
     call = parse_call(text)
     if call.backend:
         return _bind_toolkit(call)
     spec = registry().attack(call.name)
+    if isinstance(spec, DataAttack):
+        raise ZooError(
+            f"{spec.name} attacks training data, not a model; run 'zoo perturb DATASET {spec.name}'"
+        )
     call = Call(spec.name, call.params)
     params = {**spec.params, **call.params}
     check_params(spec, call.params)

@@ -24,6 +24,7 @@ COMMANDS = {
     "cards": "Build card folders and the README's table from results.",
     "diagnose": "Is the robustness of NAME real? Exit code 1 if a check is flagged.",
     "evaluate": "Measure NAME (or path.py:MyNet) under a suite of attacks.",
+    "perturb": "Attack the training data DATASET and write what comes of it.",
     "merge": "Merge results: shards of the images, or further attacks on them.",
     "reproduce": "Print a published TABLE, as cifs:4.1, beside what was measured here.",
     "publish": "Publish the card folder of NAME to the Hugging Face Hub, and pin it.",
@@ -31,7 +32,11 @@ COMMANDS = {
     "train": "Train NAME by its recipe into a run directory.",
     "verify": "Measure a slice of the published result of NAME again.",
 }
-MODULES = {"analyse": "zoo.commands_analysis", "reproduce": "zoo.commands_analysis"}  # others: zoo.commands
+MODULES = {  # others: zoo.commands
+    "analyse": "zoo.commands_analysis",
+    "perturb": "zoo.commands_data",
+    "reproduce": "zoo.commands_analysis",
+}
 
 
 class ZooGroup(click.Group):

@@ -24,7 +24,7 @@ def register_recipes() -> Iterable[Recipe]:
 
 @hookspec
 def register_attacks() -> Iterable[Attack]:
-    """Attacks, a model's own adaptive attack among them."""
+    """Attacks, a model's own adaptive attack among them, and those on training data (`DataAttack`)."""
 
 
 @hookspec

@@ -108,7 +108,7 @@ def load_plugin(plugin: Plugin, manager: pluggy.PluginManager) -> None:
 def _checked(kind: str, cls: type, returned: Iterable[Any]) -> list[Spec]:
     specs: list[Spec] = list(returned)
     for spec in specs:
-        if type(spec) is not cls:
+        if not isinstance(spec, cls):
             raise PluginError(f"register_{kind} returned {type(spec).__name__}, not {cls.__name__}")
         validate(spec)
     return specs

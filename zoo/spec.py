@@ -20,6 +20,7 @@ __all__ = [
     "Analysis",
     "Attack",
     "Command",
+    "DataAttack",
     "Dataset",
     "ModelSpec",
     "Protocol",
@@ -160,6 +161,20 @@ class Attack:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class DataAttack(Attack):
+    """An attack on training data, before any model is there: `run(data, *, seed, **params) -> data`.
+
+    It is given and gives a `zoo.data.Data` with labels, of the same classes, and may change images (whose size
+    stays), labels and their number, never what it was given. `register_attacks` returns it beside the others;
+    `zoo.perturb` and `zoo perturb DATASET ATTACK --out DIR` run it.
+    """
+
+    kinds: tuple[str, ...] = ("data",)
+    white_box: bool = False
+    tiny: Mapping[str, Any] = field(default_factory=dict)  # params of a fast variant, for tests
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Protocol:
     """A named, versioned suite. "own" in `attacks` stands for the model's own adaptive attack."""
 
@@ -198,6 +213,7 @@ _CODE_FIELDS = {
     Recipe: ("validate",),
     Dataset: ("load",),
     Attack: ("run", "threat", "observe"),
+    DataAttack: ("run",),
     Analysis: ("run",),
     Command: ("command",),
     Protocol: (),

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from zoo import attacks, ball
+from zoo.data import Data, arrays_sha256
 from zoo.errors import ContractError, ZooError
-from zoo.grammar import parse_name
+from zoo.grammar import Call, parse_name
 from zoo.model_checks import CLASSIFIER_CHECKS, MODEL_CHECKS, Subject
+from zoo.perturbation import perturb
 from zoo.registry import Plugin, load_plugin, new_manager, registry
-from zoo.spec import Attack, ModelSpec, Recipe, resolve
+from zoo.spec import Attack, DataAttack, ModelSpec, Recipe, resolve
 from zoo.threat import Threat
 
 THREATS = {
@@ -124,13 +126,17 @@ def check_attack(name: str) -> None:
 
     It must take what it declares, leave images and labels alone, give finite pixels in [0,1] of the same
     shape, respect the threat, give the same result for the same seed, and, if it declares `ball`, fool a
-    linear-like toy model at least once.
+    linear-like toy model at least once. An attack on training data is checked on small random images: what it is
+    given stays as it was, and it gives other data of the same classes and size, twice the same for one seed.
 
     Raises:
         ContractError: the first thing that is wrong.
     """
     spec: Attack = registry().attack(name)
     attacks.check_signature(spec)
+    if isinstance(spec, DataAttack):
+        check_data_attack(spec)
+        return
     run = attacks.bind(_shortened(spec)).run
     kinds = [kind for kind in spec.kinds if kind in THREATS]
     for kind in kinds:
@@ -200,3 +206,22 @@ def check_plugin(plugin: str | ModuleType) -> None:
     for dataset in specs["datasets"]:
         if not callable(resolve(dataset.load)):
             raise ContractError(f"data set {dataset.name}: {dataset.load} is not callable; name a function")
+
+
+def check_data_attack(spec: DataAttack) -> None:
+    """Check an attack on training data with `spec.tiny` on 40 random images of 8x8 in four classes.
+
+    Raises:
+        ContractError: the first thing that is wrong.
+    """
+    generator = torch.Generator().manual_seed(7)
+    images = torch.randint(0, 256, (40, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    data = Data(images, torch.arange(40) % 4, "noise", 4)
+    before = data.sha256
+    first, second = (perturb(data, str(Call(spec.name, dict(spec.tiny))), seed=3) for _ in range(2))
+    if arrays_sha256(data.images, data.labels) != before:
+        raise ContractError(f"attack {spec.name}: it changes the data that it is given; work on a copy")
+    if first.sha256 != second.sha256:
+        raise ContractError(f"attack {spec.name}: it gives two results for one seed; draw from `seed`")
+    if first.sha256 == before:
+        raise ContractError(f"attack {spec.name}: it changes nothing; give 'tiny' params that do")

@@ -134,4 +134,11 @@ DATASETS = [
         input_size=None,
         source="a folder of images",
     ),
+    Dataset(
+        name="parquet",
+        load="zoo_base.datasets_any_parquet:parquet",
+        num_classes=0,  # as many as the files name, or have
+        input_size=None,
+        source="parquet files of images as the Hub has them",
+    ),
 ]

@@ -3,9 +3,68 @@
 from __future__ import annotations
 
 from zoo.hookspecs import hookimpl
-from zoo.spec import ModelSpec, Recipe
+from zoo.spec import Command, DataAttack, ModelSpec, Recipe
 from zoo_evoshift.models import MODELS
 from zoo_evoshift.recipes import RECIPES
+
+ATTACKS = [
+    DataAttack(
+        name="evoshift",
+        run="zoo_evoshift.attack:evoshift",
+        summary="pixels of each class, found by CMA-ES over networks trained from scratch",
+        params={
+            "pixels": 1,
+            "generations": 12,
+            "population": 0,
+            "sigma": 0.25,
+            "images": 5000,
+            "model": "",
+            "optimizer": "adam(lr=0.001)",
+            "epochs": 3,
+            "batch_size": 128,
+            "semantic": "loss",
+            "domain": 1.0,
+            "attacked": None,
+            "processes": 1,
+            "run": "",
+        },
+        tiny={"generations": 1, "population": 4, "epochs": 1, "images": 24},
+    ),
+    DataAttack(
+        name="random-pixels",
+        run="zoo_evoshift.attack:random_pixels",
+        summary="pixels of each class, places and intensities drawn uniformly",
+        params={"pixels": 1, "attacked": None},
+    ),
+    DataAttack(
+        name="border-pixels",
+        run="zoo_evoshift.attack:border_pixels",
+        summary="white pixels around the border, placed by rule (after Jacobsen et al. 2019)",
+        params={"pixels": 1, "attacked": None},
+    ),
+    DataAttack(
+        name="saved-pixels",
+        run="zoo_evoshift.attack:saved_pixels",
+        summary="the pixels that a search has left in a file",
+        params={"path": "mnist-1", "attacked": None, "shift": False},
+        tiny={"path": "noise-1"},
+    ),
+    DataAttack(
+        name="svf-pixels",
+        run="zoo_evoshift.attack:svf_pixels",
+        summary="pixels for images of another size, drawn near those of a saved pattern",
+        params={"path": "mnist-1", "pixels": 0, "psf": 1.5, "attacked": None},
+        tiny={"path": "noise-1"},
+    ),
+]
+
+COMMANDS = [
+    Command(
+        name="evoshift",
+        command="zoo_evoshift.command:evoshift",
+        summary="Evolve the pixels that harm a training on DATASET most.",
+    )
+]
 
 
 @hookimpl
@@ -18,3 +77,15 @@ def register_models() -> list[ModelSpec]:
 def register_recipes() -> list[Recipe]:
     """How they are trained on attacked data."""
     return RECIPES
+
+
+@hookimpl
+def register_attacks() -> list[DataAttack]:
+    """Pixels written into training images: searched, by chance, by rule, saved, carried over."""
+    return ATTACKS
+
+
+@hookimpl
+def register_commands() -> list[Command]:
+    """The search."""
+    return COMMANDS

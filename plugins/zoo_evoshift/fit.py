@@ -80,7 +80,8 @@ def fit(
             f"{epochs} epochs"
         )
     place = find_device(device)
-    model = model.to(place, memory_format=torch.channels_last)
+    model = model.to(place)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, labels = images.to(place), labels.to(place)
     precision = precision or choose(model, place)
     updates = make_optimizer(optimizer, model.parameters())

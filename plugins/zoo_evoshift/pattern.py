@@ -201,8 +201,9 @@ def dimensions(num_classes: int, pixels: int, channels: int) -> int:
 def decode(vector: Sequence[float], shape: tuple[int, int, int], num_classes: int, **about: Any) -> Pattern:
     """The pattern of a point of the search space [0,1]^d.
 
-    For each class and pixel come x, y and the intensities. x and y are scaled to the image and floored, as the
-    thesis does not say; values outside [0,1] are clipped.
+    For each class and pixel come x, y and the intensities. x and y are scaled to the image and floored; what lies
+    outside [0,1] is mirrored at the border until it lies inside, so that a normal cloud of points stays spread over
+    the image. The thesis says neither.
 
     Args:
         vector: `num_classes * pixels * (2 + channels)` numbers.
@@ -211,7 +212,8 @@ def decode(vector: Sequence[float], shape: tuple[int, int, int], num_classes: in
         about: what the pattern says of itself.
     """
     channels, height, width = shape
-    points = np.clip(np.asarray(vector, dtype=np.float64), 0, 1).reshape(num_classes, -1, 2 + channels)
+    folded = np.abs((np.asarray(vector, dtype=np.float64) + 1) % 2 - 1)
+    points = folded.reshape(num_classes, -1, 2 + channels)
     classes = tuple(
         tuple(
             Pixel(
