@@ -8,7 +8,8 @@ std, unit), and `tables.json` which model stands for a row and which number of a
 
 What no card holds, because it is about many trainings or about no model, lies in the plugin's `measured.json`:
 {"results": [{"name", "dataset", "n", ...numbers}]}, as a sweep writes it into its numbers.json. Its names are those
-of rows too, `model.tag` or any such pair of words, as "toy.adam".
+of rows too, `model.tag` or any such pair of words, as "toy.adam"; those that only a user's own sweep has, on data
+that nobody may ship, stand in "sweeps" of the table.
 
 "notes" of a table are lines that are printed below it. A row may name several models, of which the first with such
 a number counts, or some for each column; a column may name several numbers, of which the least counts, or one (or
@@ -188,8 +189,8 @@ def _measured(
 
 
 def _trained(name: Name) -> str:
-    """How long a tag is trained; "" for what is no model of the registry."""
-    if name.model not in registry().names("models"):
+    """How long a tag is trained; "" for what is no recipe."""
+    if str(name) not in registry().names("recipes"):
         return ""
     epochs = sum(stage.epochs for stage in registry().recipe(name).stages)
     return f", {epochs} epoch{'s' * (epochs != 1)}"
