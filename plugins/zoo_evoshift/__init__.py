@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zoo.hookspecs import hookimpl
-from zoo.spec import Command, DataAttack, ModelSpec, Recipe
+from zoo.spec import Analysis, Command, DataAttack, Dataset, ModelSpec, Recipe
 from zoo_evoshift.models import MODELS
 from zoo_evoshift.recipes import RECIPES
 
@@ -58,6 +58,31 @@ ATTACKS = [
     ),
 ]
 
+DATASETS = [
+    Dataset(
+        name=name,
+        load=f"zoo_evoshift.datasets:{name.replace('-', '_')}",
+        num_classes=10,
+        input_size=(1, 28, 28),
+        label_names=tuple("0123456789"),
+        license="cc-by-sa-3.0",
+        source=f"https://huggingface.co/datasets/ylecun/mnist, {what}",
+    )
+    for name, what in (
+        ("mnist-5k", "the first 5,000 training images"),
+        ("mnist-evoshift", "the first 5,000 training images, attacked"),
+    )
+]
+
+ANALYSES = [
+    Analysis(
+        name="evoshift-sensitivity",
+        run="zoo_evoshift.sensitivity:analyse",
+        summary="table 2.4: alpha_S and alpha_N, whether the image or the pixel decides",
+        params={"pattern": "mnist-1"},
+    ),
+]
+
 COMMANDS = [
     Command(
         name="evoshift",
@@ -83,6 +108,18 @@ def register_recipes() -> list[Recipe]:
 def register_attacks() -> list[DataAttack]:
     """Pixels written into training images: searched, by chance, by rule, saved, carried over."""
     return ATTACKS
+
+
+@hookimpl
+def register_datasets() -> list[Dataset]:
+    """Parts of MNIST, clean and attacked."""
+    return DATASETS
+
+
+@hookimpl
+def register_analyses() -> list[Analysis]:
+    """Sensitivities."""
+    return ANALYSES
 
 
 @hookimpl

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from zoo.attacks import check_params
 from zoo.data import Data
 from zoo.errors import ZooError
+from zoo.grammar import parse_call
+from zoo.registry import registry
 from zoo_evoshift.evolve import Search, evolve
 from zoo_evoshift.pattern import Pattern, heuristic_pattern, random_pattern
 from zoo_evoshift.score import Training
@@ -163,3 +167,36 @@ def written(data: Data, pattern: Pattern, attacked: int | None = None, shift: bo
     chosen = pattern if attacked is None else pattern.only(attacked)
     images = chosen.apply(data.images, data.labels, shift=shift)
     return replace(data, source=images, labels=data.labels.clone().to(torch.int64))
+
+
+def pattern_for(attack: str, shape: tuple[int, int, int], num_classes: int, seed: int) -> Pattern:
+    """The pixels that an attack of this plugin writes into images of `shape` = (C, H, W), all its classes attacked.
+
+    Args:
+        attack: a call such as "random-pixels(pixels=2)"; a search must have been done, and is named by its file.
+        shape, num_classes: of the data.
+        seed: of what is random.
+
+    Raises:
+        UnknownName: no such attack or parameter.
+        ZooError: the attack is a search, or its file is not there.
+    """
+    call = parse_call(attack)
+    spec = registry().attack(call.name)
+    check_params(spec, call.params)
+    params: dict[str, Any] = {
+        key: value for key, value in {**spec.params, **call.params}.items() if key != "attacked"
+    }
+    if spec.name == "random-pixels":
+        return random_pattern(shape, num_classes, params["pixels"], seed=seed)
+    if spec.name == "border-pixels":
+        return heuristic_pattern(shape, num_classes, params["pixels"])
+    if spec.name == "saved-pixels":
+        return load_pattern(params["path"])
+    if spec.name == "svf-pixels":
+        source = load_pattern(params["path"])
+        count = params["pixels"] or source.num_pixels
+        return svf_pattern(source, shape, num_classes, count, psf=params["psf"], seed=seed)
+    raise ZooError(
+        f"{attack!r} has no pattern at hand; search first: zoo evoshift, then saved-pixels(path='DIR')"
+    )

@@ -266,7 +266,7 @@ def _claim(folder: Path, key: dict[str, Any]) -> None:
 
 def _cma(search: Search, dimension: int) -> Any:
     try:
-        from cmaes import CMA
+        from cmaes import CMA  # type: ignore[import-untyped]
     except ImportError:
         raise MissingExtra("evoshift", "evoshift's evolution") from None
     start = np.random.default_rng(search.seed).random(dimension)

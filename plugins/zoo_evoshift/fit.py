@@ -81,7 +81,7 @@ def fit(
         )
     place = find_device(device)
     model = model.to(place)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(memory_format=torch.channels_last)
     images, labels = images.to(place), labels.to(place)
     precision = precision or choose(model, place)
     updates = make_optimizer(optimizer, model.parameters())

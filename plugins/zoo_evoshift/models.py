@@ -27,4 +27,19 @@ MODELS = [
         summary="ColorNet, six convolutions for 32x32 images: EvoShift's candidate on CIFAR-10",
         tiny={"blocks": ((8, 8), (8, 8), (8, 8)), "hidden": 16},
     ),
+    ModelSpec(
+        name="vibce-graynet",
+        arch="zoo_evoshift.vib:vibce_graynet",
+        summary="vibCE: a variational autoencoder on GrayNet's trunk whose mean code is classified",
+        input_size=(1, 28, 28),
+        tiny={**SMALL, "latent": 6},
+        twin="graynet",
+    ),
+    ModelSpec(
+        name="vibce-colornet",
+        arch="zoo_evoshift.vib:vibce_colornet",
+        summary="vibCE: a variational autoencoder on ColorNet's trunk whose mean code is classified",
+        tiny={"blocks": ((8, 8), (8, 8), (8, 8)), "hidden": 16, "latent": 6},
+        twin="colornet",
+    ),
 ]

@@ -33,6 +33,7 @@ class StackNet(Classifier):
         in_chans, num_classes, pixel_mean, pixel_std: as `zoo_base.cifar_resnet.CifarResNet`.
         img_size: height and width of the images.
         drop_rate: dropout behind the hidden layer.
+        head_size: what the classifier takes; None is the hidden layer.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class StackNet(Classifier):
         pixel_std: Sequence[float] | None = None,
         img_size: int = 28,
         drop_rate: float = 0.0,
+        head_size: int | None = None,
     ) -> None:
         super().__init__()
         side = img_size
@@ -53,7 +55,8 @@ class StackNet(Classifier):
             side = (side - 2 * (1 - padding) * len(convolutions)) // 2
         if side < 1:
             raise ContractError(f"img_size={img_size} is too small for {len(blocks)} poolings")
-        self.num_features, self.head_hidden_size, self.drop_rate = blocks[-1][-1], hidden, drop_rate
+        self.num_features, self.hidden_size, self.drop_rate = blocks[-1][-1], hidden, drop_rate
+        self.head_hidden_size = head_size or hidden
         self.num_positions = side * side
         self.normalize = Normalize(pixel_mean, pixel_std, in_chans)
         self.plan = tuple(len(convolutions) for convolutions in blocks)
@@ -70,7 +73,7 @@ class StackNet(Classifier):
 
     def _hidden(self) -> nn.Sequential:
         """The hidden layer, on flattened features."""
-        layer = nn.Linear(self.num_features * self.num_positions, self.head_hidden_size)
+        layer = nn.Linear(self.num_features * self.num_positions, self.hidden_size)
         return nn.Sequential(nn.Flatten(), layer, nn.ReLU(), nn.Dropout(self.drop_rate))
 
     def stages(self, x: Tensor, tap: Tap = keep) -> Iterator[Tensor]:

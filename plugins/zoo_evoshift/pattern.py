@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.errors import ZooError
@@ -198,7 +199,9 @@ def dimensions(num_classes: int, pixels: int, channels: int) -> int:
     return num_classes * pixels * (2 + channels)
 
 
-def decode(vector: Sequence[float], shape: tuple[int, int, int], num_classes: int, **about: Any) -> Pattern:
+def decode(
+    vector: Sequence[float] | NDArray[np.float64], shape: tuple[int, int, int], num_classes: int, **about: Any
+) -> Pattern:
     """The pattern of a point of the search space [0,1]^d.
 
     For each class and pixel come x, y and the intensities. x and y are scaled to the image and floored; what lies

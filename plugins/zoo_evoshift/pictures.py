@@ -172,3 +172,38 @@ def bars(rows: Mapping[str, Sequence[float]], path: Path, *, title: str, about: 
     axes.set_xlabel(x_label, fontsize=9, color=INK)
     plain_axes(axes, "x")
     return save_figure(figure, path)
+
+
+def response_map(shares: torch.Tensor, path: Path, title: str, about: str) -> Path:
+    """What images that carry the pixels of a class are taken for, as a matrix of per cents.
+
+    Args:
+        shares: `[K,K]` in [0,1]: row k, images with the pixels of class k; column j, taken for class j.
+        path: of the PNG.
+        title, about: texts.
+    """
+    count = len(shares)
+    figure = new_figure(1.6 + 0.42 * count, 1.7 + 0.36 * count, title, about)
+    axes = figure.subplots()
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    if count <= 20:
+        for k in range(count):
+            for j in range(count):
+                value = float(shares[k, j])
+                if value >= 0.005:
+                    axes.text(
+                        j,
+                        k,
+                        f"{100 * value:.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color="white" if value > 0.55 else INK,
+                    )
+    axes.set_xticks(range(count))
+    axes.set_yticks(range(count))
+    axes.tick_params(labelsize=8, length=0)
+    axes.set_xlabel("taken for class (per cent)", fontsize=9, color=INK)
+    axes.set_ylabel("pixels of class", fontsize=9, color=INK)
+    axes.spines[:].set_visible(False)
+    return save_figure(figure, path)

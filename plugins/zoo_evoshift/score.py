@@ -99,7 +99,7 @@ def domain_score(images: Tensor, attacked: Tensor, seed: int, count: int = DOMAI
         return loss
 
     with torch.enable_grad():
-        solver.step(closure)  # type: ignore[arg-type]
+        solver.step(closure)
     with torch.no_grad():
         missed = float((true[half:] @ weight + offset <= 0).float().mean())
         fooled = float((false[half:] @ weight + offset > 0).float().mean())
