@@ -22,7 +22,7 @@ def optimizers() -> None:
 @click.option("--batch", default=0, help="Samples of an update; 0, the default, for all (see the docstring).")
 @click.option("--start", default="zero", show_default=True, help="zero or uniform.")
 def toy(out: str, **options: Any) -> None:
-    """Table 3.1 and figure 3-1: the linearly separable toy data, measured now (two seconds)."""
+    """Table 3.1 and figure 3-1: the linearly separable toy data, measured now, in seconds."""
     from zoo.reproduce import reproduce
     from zoo_csn.toy import study
 

@@ -99,6 +99,7 @@ def _curves(rows: Rows, across: str, path: Path, title: str, about: str) -> None
             f"learning rate {value:g}" if across == "lr" else noise_of(own[0]), fontsize=9, loc="left"
         )
         axes.set_xlabel("epoch", fontsize=9, color=INK)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(0, 102)
         plain_axes(axes, "y")
     many[0].set_ylabel("accuracy in % (dotted: noisy training images)", fontsize=8, color=INK)

@@ -186,7 +186,8 @@ def study(
     found = {"results": results, "settings": settings, "identity": float(error)}
     write_text(folder / "numbers.json", json.dumps(found, indent=2) + "\n")
     size = f"batches of {batch}" if batch else "full batch"
-    about = f"100 samples, 503 features, {size}, {start} start, mean of {count}; tested on clean samples"
+    mean = f"mean of {count} runs" if count > 1 else "every run alike"
+    about = f"100 samples, 503 features, {size}, {start} start, {mean}; tested on clean samples"
     toy_picture(curves, folder / "toy.png", about)
     return found
 
