@@ -19,7 +19,7 @@ from zoo.errors import ContractError, UnknownName, ZooError
 from zoo.evaluation import evaluate
 from zoo.grammar import Call
 from zoo.judging import enforce
-from zoo.result import Result, wilson
+from zoo.result import PLAIN_TOO_HIGH, Result, flattered, wilson
 from zoo.threat import Threat
 
 LINF = Threat.parse("linf:0.1")
@@ -88,6 +88,15 @@ def test_a_corruption_beside_an_attack_does_not_lower_the_robust_accuracy() -> N
     assert min(beside.per_attack.values()) < alone.robust
     assert beside.robust == alone.robust
     assert evaluate(Brightness(), pair(), threat="linf:0.01", suite=dark).robust is None
+
+
+def test_plain_pgd_is_that_on_the_cross_entropy() -> None:
+    margin = {"pgd(loss=margin,steps=100)": 0.3, "fgsm": 0.5, "torchattacks:PGD": 0.6}
+    assert flattered([], {"pgd(steps=20)": 0.4, **margin}, 0.3) == (PLAIN_TOO_HIGH,)
+    assert flattered([], {"pgd(loss=ce,steps=20)": 0.4, **margin}, 0.3) == (PLAIN_TOO_HIGH,)
+    assert flattered([PLAIN_TOO_HIGH], {"pgd": 0.33, "pgd(momentum=1.0)": 0.4, **margin}, 0.3) == ()
+    assert flattered(["nan"], margin, 0.2) == ("nan",)
+    assert flattered([], {"pgd": 0.9}, None) == ()
 
 
 def test_an_own_attack_with_other_parameters_is_flagged() -> None:

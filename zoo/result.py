@@ -197,8 +197,8 @@ def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float,
 def flattered(flags: Iterable[str], per_attack: Mapping[str, float], robust: float | None) -> tuple[str, ...]:
     """The flags of a result, sorted, with `PLAIN_TOO_HIGH` where it belongs.
 
-    It says that the lowest accuracy under plain PGD (attacks called pgd) lies more than `PLAIN_GAP` above the worst
-    case: whoever measures the model by plain PGD overestimates it.
+    It says that the lowest accuracy under plain PGD (attacks called pgd on the cross-entropy) lies more than
+    `PLAIN_GAP` above the worst case: whoever measures the model by plain PGD overestimates it.
     """
     found = set(flags) - {PLAIN_TOO_HIGH}
     plain = [value for text, value in per_attack.items() if _is_plain(text)]
@@ -209,4 +209,4 @@ def flattered(flags: Iterable[str], per_attack: Mapping[str, float], robust: flo
 
 def _is_plain(text: str) -> bool:
     call = parse_call(text)
-    return call.name == "pgd" and not call.backend
+    return call.name == "pgd" and not call.backend and call.params.get("loss", "ce") == "ce"
