@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from zoo import ball, progress
-from zoo.errors import ZooError, unknown
-from zoo.pgd import LOSSES, attack_loss, frozen, margin, pgd
+from zoo.pgd import LOSSES, attack_loss, frozen, pgd
 from zoo.threat import Threat
+from zoo_base.several import listed, margins
 from zoo_polarizing.polarizing import HOW, fronts, passing
 
 
@@ -71,12 +69,12 @@ def polarizing_bpda(
     Raises:
         UnknownName: a surrogate or a loss.
     """
-    ways, names = _listed(surrogates, HOW, "surrogate"), _listed(losses, LOSSES, "loss")
+    ways, names = listed(surrogates, HOW, "surrogate"), listed(losses, LOSSES, "loss")
     plan = [Through(name, how) for name in names for how in (ways if fronts(model) else ways[:1])]
     size = None if rel_step is None else rel_step * ball.budget(threat, x)
     worst = x.clone()
     with frozen(model):
-        best = _margins(model, x, y)
+        best = margins(model, x, y)
         for index, loss in enumerate(plan):
             progress.report(index, len(plan))
             rows = (best <= 0).nonzero().squeeze(1)  # a tie still stands
@@ -87,25 +85,7 @@ def polarizing_bpda(
                     model, x[rows], y[rows], threat, steps=steps, step_size=size, restarts=restarts,
                     random_start=random_start, loss=loss, seed=seed + 104729 * index,
                 )  # fmt: skip
-            margins = _margins(model, found, y[rows])
-            better = margins > best[rows]
-            worst[rows[better]], best[rows[better]] = found[better], margins[better]
+            reached = margins(model, found, y[rows])
+            better = reached > best[rows]
+            worst[rows[better]], best[rows[better]] = found[better], reached[better]
     return worst
-
-
-def _listed(text: str, known: Iterable[str], what: str) -> list[str]:
-    allowed = list(known)
-    names = [part.strip() for part in str(text).split(",") if part.strip()]
-    if not names:
-        raise ZooError(f"name at least one {what}: {', '.join(allowed)}")
-    if strange := [name for name in names if name not in allowed]:
-        raise unknown(what, strange[0], allowed)
-    return names
-
-
-@torch.no_grad()
-def _margins(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 128) -> Tensor:
-    if not len(x):
-        return x.new_zeros(0)
-    parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
-    return torch.cat([margin(model(images), labels) for images, labels in parts])

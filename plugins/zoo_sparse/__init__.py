@@ -269,7 +269,7 @@ PROTOCOLS = [
     Protocol(
         name="sparse",
         version=1,
-        attacks=("fgsm", "pgd(steps=20)", *WEAKER, "square(queries=500)", "own"),
+        attacks=("fgsm", "pgd(steps=20)", *WEAKER, "square(queries=100)", "own"),
         summary="what sees no gradient, each surrogate alone, Square, and all surrogates with both losses",
     ),
     Protocol(

@@ -5,22 +5,24 @@ Decision- and query-based attacks come from ART: "art:HopSkipJump", "art:Boundar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from zoo import ball, progress
-from zoo.errors import ZooError, unknown
-from zoo.judging import EOT_DRAWS, convinced, seeded
+from zoo.errors import ZooError
+from zoo.judging import convinced, seeded
 from zoo.loading import load
 from zoo.nn import ExpectationOverTransformation
-from zoo.pgd import LOSSES, attack_loss, frozen, input_gradient, margin, pgd
+from zoo.pgd import LOSSES, attack_loss, frozen, input_gradient, pgd
 from zoo.threat import Threat
+from zoo_base.several import listed, margins
 from zoo_sparse.encoder import encoders
 from zoo_sparse.front import OWN_VALUES, WAYS, attacked
 
+DRAWS = 4  # forwards behind a gradient of a stochastic model, new ones in each step
 PLAIN = "identity"  # of a model without a front end all ways are the same
 
 
@@ -114,7 +116,7 @@ def sparse_bpda(
         random_start: start at a random point of the ball.
         ways: names of `zoo_sparse.front.WAYS`, separated by commas.
         losses: names of `zoo.pgd.LOSSES`, separated by commas.
-        draws: forwards behind a gradient; 0 takes 8 for stochastic models, else 1.
+        draws: forwards behind a gradient; 0 takes 4 for stochastic models, else 1; the thesis takes 40.
         smoothing: points over which the signs of gradients are averaged; 0 for none.
 
     Returns:
@@ -130,7 +132,7 @@ def sparse_bpda(
         return x.clone()
     worst = x.clone()
     with frozen(model), seeded(seed, x.device):
-        best = _margins(model, x, y)
+        best = margins(model, x, y)
         for index, loss in enumerate(plan):
             progress.report(index, len(plan))
             rows = (~_convinced(model, worst, y)).nonzero().squeeze(1)
@@ -141,9 +143,9 @@ def sparse_bpda(
                     model, x[rows], y[rows], threat, steps=steps, step_size=size, restarts=restarts,
                     random_start=random_start, loss=loss, seed=seed + 104729 * index, batch_size=64,
                 )  # fmt: skip
-            margins = _margins(model, found, y[rows])
-            better = margins > best[rows]
-            worst[rows[better]], best[rows[better]] = found[better], margins[better]
+            reached = margins(model, found, y[rows])
+            better = reached > best[rows]
+            worst[rows[better]], best[rows[better]] = found[better], reached[better]
     return worst
 
 
@@ -199,10 +201,10 @@ def _plan(
 ) -> Iterator[Through]:
     if draws < 0 or smoothing < 0:
         raise ZooError(f"draws={draws} and smoothing={smoothing} must be 0 or more")
-    chosen, names = _listed(ways, WAYS, "surrogate"), _listed(losses, LOSSES, "loss")
+    chosen, names = listed(ways, WAYS, "surrogate"), listed(losses, LOSSES, "loss")
     inside = encoders(model)
     random = any(encoder.drop for encoder in inside)
-    count = draws or (getattr(model, "draws", EOT_DRAWS) if random else 1)
+    count = draws or (DRAWS if random else 1)
     for name in names:
         for way in chosen if inside else [PLAIN]:
             yield Through(name, way, count, smoothing, radius)
@@ -214,23 +216,7 @@ def _length(threat: Threat, x: Tensor, steps: int, rel_step: float | None) -> fl
     return share * ball.budget(threat, x) if threat.norm == "linf" else 1 / 255
 
 
-def _listed(text: str, known: Iterable[str], what: str) -> list[str]:
-    allowed = list(known)
-    names = [part.strip() for part in str(text).split(",") if part.strip()]
-    if not names:
-        raise ZooError(f"name at least one {what}: {', '.join(allowed)}")
-    if strange := [name for name in names if name not in allowed]:
-        raise unknown(what, strange[0], allowed)
-    return names
-
-
 @torch.no_grad()
 def _convinced(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 128) -> Tensor:
     parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
     return torch.cat([convinced(model, images, labels) for images, labels in parts])
-
-
-@torch.no_grad()
-def _margins(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 128) -> Tensor:
-    parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
-    return torch.cat([margin(model(images), labels) for images, labels in parts])
