@@ -81,6 +81,12 @@ ANALYSES = [
         summary="table 2.4: alpha_S and alpha_N, whether the image or the pixel decides",
         params={"pattern": "mnist-1"},
     ),
+    Analysis(
+        name="evoshift-gradcam",
+        run="zoo_evoshift.cam:gradcam",
+        summary="figure 2-4: the mean Grad-CAM of each class, attacked pixels marked",
+        params={"pattern": "mnist-1", "layer": "", "per_class": 100, "against": "", "against_weights": ""},
+    ),
 ]
 
 COMMANDS = [
@@ -88,7 +94,17 @@ COMMANDS = [
         name="evoshift",
         command="zoo_evoshift.command:evoshift",
         summary="Evolve the pixels that harm a training on DATASET most.",
-    )
+    ),
+    Command(
+        name="evoshift-study",
+        command="zoo_evoshift.command_study:study",
+        summary="Figures and tables of EvoShift that need many trainings.",
+    ),
+    Command(
+        name="evoshift-vaegan",
+        command="zoo_evoshift.command_vaegan:vaegan",
+        summary="Train VAEGANs on attacked images and compare their reconstructions.",
+    ),
 ]
 
 

@@ -121,19 +121,18 @@ def study(
     digest = [
         arrays_sha256(data.images, data.labels)[:16] for data in (train, test, *((other,) if other else ()))
     ]
-    answers: dict[str, dict[str, Any]] = {}
     done: list[str] = []
 
     def tell(name: str) -> None:
         done.append(name)
         progress.report(len(done), len(trials), name)
 
+    for trial in trials.values():
+        _known(trial, train)
+    jobs = {name: asdict(trial) for name, trial in trials.items()}
+    journal = _Trials(folder, digest, jobs, train, device)  # a key for each trial: a study may grow
     with Workers(processes, "zoo_evoshift.study:work", shared) as workers:
-        for name, trial in trials.items():  # each trial has a key of its own: a study may grow
-            _known(trial, train)
-        jobs = {name: asdict(trial) for name, trial in trials.items()}
-        answers = workers.run(jobs, _Trials(folder, digest, jobs, train, device), tell)
-    return answers
+        return workers.run(jobs, journal, tell)
 
 
 class _Trials(Journal):

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from zoo.adapters.art import as_art_attack as as_art_attack
     from zoo.adapters.art import run_art as run_art
     from zoo.adapters.art import to_art as to_art
+    from zoo.adapters.art_poisoning import as_art_poisoning as as_art_poisoning
     from zoo.adapters.foolbox import run_foolbox as run_foolbox
     from zoo.adapters.foolbox import to_foolbox as to_foolbox
     from zoo.adapters.robustbench import to_robustbench as to_robustbench
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "as_art_attack": "zoo.adapters.art",
+    "as_art_poisoning": "zoo.adapters.art_poisoning",
     "run_art": "zoo.adapters.art",
     "to_art": "zoo.adapters.art",
     "run_foolbox": "zoo.adapters.foolbox",
