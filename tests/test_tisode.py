@@ -535,3 +535,17 @@ def test_gradients_pass_through_random_resizing() -> None:
     assert float(gradient.sum()) == pytest.approx(float((out > 0).sum()), abs=1)
     assert float(gradient.min()) >= 1  # enlarged, so that every pixel is seen
     assert registry().model("tisode-mnist-ird").stochastic
+
+
+def test_the_state_stays_in_float32_under_autocast() -> None:
+    """Steps far below the resolution of bfloat16 still move the state: 512 steps of 1/512 from 1 with f = 1."""
+
+    class One(nn.Module):
+        def forward(self, t: float, z: Tensor) -> Tensor:
+            return torch.ones_like(z)
+
+    block = OdeBlock(One(), step=1 / 512)
+    with torch.autocast("cpu", torch.bfloat16):
+        end = block(torch.ones(1, 1, 2, 2, dtype=torch.bfloat16))
+    assert end.dtype == torch.float32
+    assert torch.allclose(end, torch.full_like(end, 2.0))

@@ -31,7 +31,7 @@ from zoo.learning import learning_plot
 from zoo.loading import create, load
 from zoo.norms import synchronise_norms
 from zoo.overrides import override
-from zoo.precision import Precision, choose
+from zoo.precision import Precision, choose, memory_format
 from zoo.processes import Processes, start_processes
 from zoo.provenance import RECORD_FILE, finished, run_key, write_record
 from zoo.registry import registry
@@ -169,7 +169,7 @@ class _Run:
         self.precision = precision or choose(model, group.device)
         self.key = run_key(recipe, data.sha256, smoke, self.precision, group.count)
         dtype = torch.float64 if self.precision == "float64" else torch.float32
-        model = model.to(group.device, dtype).to(memory_format=torch.channels_last)
+        model = model.to(group.device, dtype).to(memory_format=memory_format(model))
         self.model = model if group.count == 1 else synchronise_norms(model, group.device)
         self.average: AveragedModel | None = None
         if recipe.ema:

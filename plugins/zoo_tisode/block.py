@@ -157,7 +157,8 @@ class OdeBlock(nn.Module):
         return zip(times, states, strict=True)
 
     def forward(self, z: Tensor) -> Tensor:
-        """`[N,...]` in, the same shape out."""
+        """`[N,...]` in, the same shape out; bfloat16 becomes float32, in which small steps are not rounded away."""
+        z = z.float() if z.dtype == torch.bfloat16 else z
         tracing = self.training and torch.is_grad_enabled()
         self.trace.take()  # the former graph goes before this one grows
         states = []

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from zoo.errors import ContractError, ZooError
 from zoo.judging import predict
 from zoo.pgd import frozen
+from zoo.precision import autocast
 from zoo.step import Step
 from zoo.threat import Threat
 from zoo_tisode.block import blocks_of
@@ -64,7 +65,8 @@ def steady_state(
             continue
         if not states:
             raise ZooError("steady_state found no trajectory; its objective must call step.forward")
-        moved = block.drift(states, start, end)
+        with autocast(step.precision, x.device):
+            moved = block.drift(states, start, end)
         total = total + (moved.mean() if form == "code" else moved.flatten(1).norm(dim=1).mean())
     return total, {}
 
