@@ -209,8 +209,10 @@ def _alone() -> Any:
 
 
 def test_a_model_remembers_the_filters_of_each_stage(tmp_path: Path) -> None:
-    run = train("polarizing-cnn-mnist.natural_digits", out=tmp_path, smoke=True)
-    model: Any = zoo.load("polarizing-cnn-mnist.natural_digits", weights=run)
+    small = {"width": 4, "filters": 5}
+    overrides = [f"model_kwargs.{key}={value}" for key, value in small.items()]
+    run = train("polarizing-cnn-mnist.natural_digits", out=tmp_path, smoke=True, overrides=overrides)
+    model: Any = zoo.load("polarizing-cnn-mnist.natural_digits", weights=run, **small)
     history = model.front.remembered
     assert all(bool(weights.any()) for weights in history)
     assert not torch.equal(history[0], history[1])
@@ -265,9 +267,9 @@ def test_without_its_surrogate_pgd_reports_a_fake_robustness(trained: Any) -> No
         assert CHEAP["zero-gradients"](probe).value == 1.0
     found = diagnose(model, (x, y), threat=WIDE, only=["zero-gradients", "surrogate-better"])
     assert found.flags == ("zero-gradients", "surrogate-better")
-    suite = "pgd(steps=20); polarizing-bpda(steps=10, losses=ce); own"
+    suite = "pgd(steps=10); polarizing-bpda(steps=10, losses=ce); own"
     result = zoo.evaluate(model, (x, y), threat=WIDE, suite=suite)
-    plain, weaker = result.per_attack["pgd(steps=20)"], min(list(result.per_attack.values())[1:])
+    plain, weaker = result.per_attack["pgd(steps=10)"], min(list(result.per_attack.values())[1:])
     assert result.robust is not None
     assert result.clean > 0.7
     assert plain - result.robust > 0.2
