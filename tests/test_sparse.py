@@ -181,6 +181,19 @@ def test_gradients_of_the_surrogates() -> None:
     assert 0 < float(found.sum()) < float((rank < 5).sum())
 
 
+def test_codes_that_are_not_quantised_have_their_own_gradient() -> None:
+    made, plain, x = encoder(quantised=False), encoder(), images(2)
+    a = plain.project(x).permute(0, 3, 1, 2)
+    first = a.abs().argsort(1, descending=True).argsort(1) < 5
+    for how in (Backward(), Backward("identity"), Backward("smooth")):
+        code, found = gradient(made, x, how)
+        assert torch.equal(code, a * first)
+        assert torch.equal(found, first.double())
+    assert torch.equal(encoder(quantised=False, signed=False)(x), (a * first).abs())
+    source = registry().recipe(parse_name("sparse-resnet32.unsupervised_cifar10"))
+    assert source.model_kwargs["quantised"] is False
+
+
 # -- decoder and network -----------------------------------------------------------------------------------
 
 

@@ -169,8 +169,9 @@ RECIPES = [
         "unsupervised_cifar10_jpeg",
         "cifar10-jpeg",
         _unsupervised(1, 1, 0.1, "cifar", batch_size=128),
-        "an unsupervised decoder, from which attacks are transferred: an epoch, and one for ResNet-20 behind it",
-        **SHORT,
+        "an unsupervised decoder of codes that are not quantised, from which attacks are transferred: an epoch, and one "
+        "for ResNet-20 behind it",
+        model_kwargs={**PIXELS, **SHORT_NET, "quantised": False},
     ),
     _on(
         STOCHASTIC,
@@ -185,8 +186,8 @@ RECIPES = [
         "unsupervised_cifar10",
         "cifar10",
         _unsupervised(50, 70, 0.05, "cifar"),
-        "the thesis's unsupervised decoder, the source of its pseudo-white-box transfer",
-        model_kwargs=PIXELS,
+        "the unsupervised decoder of codes that are not quantised, the source of the thesis's pseudo-white-box transfer",
+        model_kwargs={**PIXELS, "quantised": False},
     ),
     *(
         _on(

@@ -68,6 +68,8 @@ class SparseEncoder(nn.Module):
         beta: above 1; with it the threshold is beta * 8/255.
         signed: codes -|d|_1, 0, |d|_1; else 0 and |d|_1. The thesis writes signs; the code of its stochastic encoder
             loses them, that of the other one restores them.
+        quantised: False leaves the kept projections as they are: the source of the transfer attack in the authors'
+            script for CIFAR-10 (the thesis writes "same encoder"). Its gradient is then its own under every `Backward`.
 
     Attributes:
         backward_as: what it pretends to be when it is differentiated.
@@ -85,6 +87,7 @@ class SparseEncoder(nn.Module):
         drop: float,
         beta: float,
         signed: bool = True,
+        quantised: bool = True,
     ) -> None:
         super().__init__()
         if not 1 <= top <= atoms:
@@ -99,7 +102,8 @@ class SparseEncoder(nn.Module):
         if patch < 1 or not 1 <= stride <= patch:
             raise ContractError(f"patch={patch} and stride={stride}: a stride lies between 1 and the patch")
         self.in_channels, self.atoms, self.patch, self.stride = in_channels, atoms, patch, stride
-        self.top, self.drop, self.beta, self.signed = top, float(drop), float(beta), signed
+        self.top, self.drop, self.beta = top, float(drop), float(beta)
+        self.signed, self.quantised = signed, quantised
         self.backward_as = EXACT
         drawn = torch.randn(atoms, in_channels, patch, patch)
         self.register_buffer("dictionary", drawn / drawn.flatten(1).norm(dim=1)[:, None, None, None])
@@ -148,30 +152,37 @@ class SparseEncoder(nn.Module):
             kept = torch.ones(index.shape, dtype=a.dtype, device=a.device)
             if self.drop:
                 kept = (torch.rand_like(kept) >= self.drop).to(kept)
-            chosen, norms = a.gather(-1, index), self.norms[index]
-            alive = chosen.abs() >= self.threshold * norms
-            if a.numel() and not bool(alive.any()):
-                warnings.warn(
-                    "no coefficient passes the threshold: every code of this batch is empty; lower beta or learn a "
-                    "dictionary from images like these",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            value = (chosen.sign() if self.signed else 1.0) * norms * (alive * kept)
+            chosen = a.gather(-1, index)
+            value = self._levels(chosen, index) * kept
             if wide > self.top:  # the others let gradients pass, and are not in the code
                 value *= torch.zeros_like(value).scatter_(-1, largest(chosen.abs(), self.top), 1.0)
             code = torch.zeros_like(a).scatter_(-1, index, value)
         return self._differentiable(a, code, index, kept).permute(0, 3, 1, 2)
+
+    def _levels(self, a: Tensor, index: Tensor) -> Tensor:
+        """What becomes of the chosen projections `a` of the atoms `index`, before dropout."""
+        if not self.quantised:
+            return a if self.signed else a.abs()
+        norms = self.norms[index]
+        alive = a.abs() >= self.threshold * norms
+        if a.numel() and not bool(alive.any()):
+            warnings.warn(
+                "no coefficient passes the threshold: every code of this batch is empty; lower beta or learn a "
+                "dictionary from images like these",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return (a.sign() if self.signed else 1.0) * norms * alive
 
     def _differentiable(self, a: Tensor, code: Tensor, index: Tensor, kept: Tensor) -> Tensor:
         """`code` with the gradient of the surrogate in `a`."""
         if not a.requires_grad:
             return code
         how = self.backward_as
-        if how.activation == "exact":
+        if how.activation == "exact" and self.quantised:
             return code + 0 * a  # toolkits want a graph, and find zeros
         soft, norms = a, self.norms
-        if how.activation == "smooth":
+        if how.activation == "smooth" and self.quantised:
             u, k, j = a / norms, STEEPNESS, self.threshold
             soft = 0.5 * norms * (torch.tanh(k * (u - j)) + torch.tanh(k * (u + j)))
         if not self.signed:

@@ -53,6 +53,7 @@ class SparseFront(Classifier):
         widths: Sequence[int],
         decoder: str,
         ensemble: int,
+        quantised: bool,
     ) -> None:
         """Create encoder and decoder; arguments as `SparseResNet`.
 
@@ -63,7 +64,7 @@ class SparseFront(Classifier):
             raise ContractError(f"img_size={img_size} is smaller than a patch of {patch} pixels")
         if ensemble < 1:
             raise ContractError(f"ensemble={ensemble} must be at least 1")
-        self.encoder = SparseEncoder(in_chans, atoms, patch, stride, top, drop, beta, signed)
+        self.encoder = SparseEncoder(in_chans, atoms, patch, stride, top, drop, beta, signed, quantised)
         self.decoder = Decoder(atoms, in_chans, img_size, patch, stride, widths, decoder)
         self.ensemble, self.shortcut = ensemble, ""
 

@@ -29,7 +29,7 @@ class SparseResNet(SparseFront, ThinResNet):
         layers, width, in_chans, num_classes, pixel_mean, pixel_std, norm, global_pool: as `CifarResNet`; pixels are
             normalised behind the decoder.
         img_size: of the images, which are square.
-        atoms, patch, stride, top, drop, beta, signed: of `SparseEncoder`.
+        atoms, patch, stride, top, drop, beta, signed, quantised: of `SparseEncoder`.
         widths, decoder: of `Decoder`, the latter its kind.
         ensemble: E, see `SparseFront`; 10 in the thesis.
     """
@@ -55,10 +55,23 @@ class SparseResNet(SparseFront, ThinResNet):
         widths: Sequence[int] = (300, 100),
         decoder: str = "stride",
         ensemble: int = 1,
+        quantised: bool = True,
     ) -> None:
         super().__init__(layers, width, in_chans, num_classes, pixel_mean, pixel_std, norm, global_pool)
         self.set_front(
-            in_chans, img_size, atoms, patch, stride, top, drop, beta, signed, widths, decoder, ensemble
+            in_chans,
+            img_size,
+            atoms,
+            patch,
+            stride,
+            top,
+            drop,
+            beta,
+            signed,
+            widths,
+            decoder,
+            ensemble,
+            quantised,
         )
 
     def stages(self, x: Tensor, tap: Tap = keep) -> Iterator[Tensor]:
@@ -97,12 +110,25 @@ class SparseEfficientNet(SparseFront, EfficientNet):
         widths: Sequence[int] = (300, 100),
         decoder: str = "resize",
         ensemble: int = 1,
+        quantised: bool = True,
     ) -> None:
         super().__init__(
             width, in_chans, num_classes, pixel_mean, pixel_std, global_pool, drop_rate, drop_path_rate, depth
         )
         self.set_front(
-            in_chans, img_size, atoms, patch, stride, top, drop, beta, signed, widths, decoder, ensemble
+            in_chans,
+            img_size,
+            atoms,
+            patch,
+            stride,
+            top,
+            drop,
+            beta,
+            signed,
+            widths,
+            decoder,
+            ensemble,
+            quantised,
         )
 
     def stages(self, x: Tensor, tap: Tap = keep) -> Iterator[Tensor]:
