@@ -42,6 +42,29 @@ def test_noise_has_its_deviation_and_stays_in_range():
     assert float(loud.max()) == 1
 
 
+def test_rotate_turns_each_image_about_its_centre(monkeypatch):
+    import zoo.augment as module
+
+    x = images(n=2, h=6, w=6)
+    turned = augment("rotate(degrees=180)")(x, torch.Generator().manual_seed(0))
+    again = augment("rotate(degrees=180)")(x, torch.Generator().manual_seed(0))
+    assert torch.equal(turned, again)
+    assert turned.shape == x.shape
+    monkeypatch.setattr(module, "drawn", lambda *_: torch.tensor([1.0, 0.5]))  # the largest angle, and none
+    quarter = augment("rotate(degrees=90)")(x, torch.Generator())
+    assert torch.allclose(quarter[0], x[0].rot90(1, (1, 2)), atol=1e-5)
+    assert torch.allclose(quarter[1], x[1], atol=1e-5)
+    oblong = images(n=2)
+    half = augment("rotate(degrees=180)")(oblong, torch.Generator())
+    assert torch.allclose(half[0], oblong[0].flip(1, 2), atol=1e-5)
+    # a dot at (2, 0) from the centre of an oblong image is at (0, -2) after a quarter of a turn
+    dot = torch.zeros(2, 1, 5, 9)
+    dot[:, :, 2, 6] = 1
+    assert torch.allclose(
+        augment("rotate(degrees=90)")(dot, torch.Generator())[0, 0, 0, 4], torch.tensor(1.0), atol=1e-5
+    )
+
+
 def test_augmentations_compose_reproducibly_and_leave_the_input():
     x = images()
     before = x.clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -139,10 +140,30 @@ def _dihedral() -> Augmentation:
     return apply
 
 
+def _rotate(degrees: float = 15) -> Augmentation:
+    """Turn about the centre by an angle uniform in +-`degrees`, bilinear, black outside; the size stays."""
+    most = math.radians(_number("rotate: degrees", degrees, 0, 180))
+
+    def apply(images: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+        n, _, height, width = images.shape
+        angles = most * (2 * drawn(torch.rand, (n,), generator, share).to(images) - 1)
+        cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
+        # affine_grid counts both axes from -1 to 1, so an oblong image needs its sides in the shear.
+        rows = [
+            torch.stack([cos, -sin * height / width, zero], 1),
+            torch.stack([sin * width / height, cos, zero], 1),
+        ]
+        grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+
+    return apply
+
+
 _AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
     "crop": _crop,
     "flip": _flip,
     "noise": _noise,
     "patch": _patch,
+    "rotate": _rotate,
     "dihedral": _dihedral,
 }
