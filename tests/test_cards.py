@@ -248,7 +248,7 @@ def test_the_table_is_written_between_the_marks(readme):
     assert text.startswith("# Zoo\n\n<!-- results -->\n")
     assert text.endswith("<!-- /results -->\n\nend\n")
     assert "old" not in text
-    row = "| tiny-test.at_dots | dots | linf:8/255 | 200 | 91.5 % | 43.25 % | quick-1 | pgd(steps=20) |"
+    row = "| tiny-test.at_dots | dots | linf:8/255 | 200 | 91.5 % | 43.25 % (36.0 to 50.0) | quick-1 | pgd(steps=20) |"
     assert row in text
     assert row.replace("43.25 %", "not measured") in text
     assert not cards.update_readme(readme)
@@ -315,3 +315,28 @@ def test_any_head_is_a_mapping_or_an_integrity_error(text):
     except IntegrityError as error:
         refusal = str(error)
     assert "\n" not in refusal
+
+
+def test_the_texts_of_a_card_are_written_again_and_its_numbers_stay(model, result, tmp_path):
+    explain, found = {"x-flag": "for a reason"}, {"analysis": "a", "dataset": "dots", "n": 3, "value": 0.5}
+    flagged = replace(result, flags=("x-flag",))
+    folder = cards.stage(NAME, model, [flagged], tmp_path, explain=explain, analyses=[found])
+    kept = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert not cards.rewrite(folder)
+    (folder / "README.md").write_text("gone")
+    (folder / ".eval_results" / "quick-1.yaml").unlink()
+    assert cards.rewrite(folder)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == kept
+    (folder / "results.json").unlink()
+    with pytest.raises(ZooError) as info:
+        cards.rewrite(folder)
+    one_line(info, "stage the card again")
+
+
+def test_a_table_has_the_interval_beside_the_worst_case(result):
+    low, high = (f"{100 * bound:.1f}" for bound in result.interval)
+    assert f" ({low} to {high}) |" in cards.results_table([result.to_dict()])
+    assert (
+        "to"
+        not in cards.results_table([replace(result, robust=None, interval=None).to_dict()]).splitlines()[2]
+    )

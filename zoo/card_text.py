@@ -9,7 +9,7 @@ from zoo.grammar import Name
 from zoo.result import corruption_rows
 from zoo.spec import ModelSpec, Recipe
 
-COLUMNS = ("model", "dataset", "threat", "n", "clean", "robust", "protocol", "strongest attack")
+COLUMNS = ("model", "dataset", "threat", "n", "clean", "robust (interval)", "protocol", "strongest attack")
 
 
 def prose(
@@ -144,6 +144,9 @@ def _result_row(row: Mapping[str, Any]) -> tuple[str, ...]:
     robust = _shown(row["robust"], row["metric"])
     if row["robust"] is None and corruptions:
         robust = f"no adversary; corruptions {_shown(corruptions['mean'])}"
+    if row.get("interval"):
+        low, high = (percent(bound) for bound in row["interval"])
+        robust += f" ({low:.1f} to {high:.1f})"
     numbers = (str(row["n"]), _shown(row["clean"], row["metric"]), robust)
     return (row["name"], row["dataset"], row["threat"], *numbers, short(row["protocol"]), strongest)
 

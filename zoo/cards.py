@@ -13,7 +13,7 @@ from zoo.card_text import percent, prose, results_table, short
 from zoo.catalogue import WEIGHTS_FILE, cards_dir
 from zoo.errors import IntegrityError, ZooError
 from zoo.files import atomic_folder, sha256_of, write_text
-from zoo.grammar import Name
+from zoo.grammar import Name, parse_name
 from zoo.registry import registry
 from zoo.result import Result
 from zoo.spec import Dataset, ModelSpec, Recipe
@@ -69,6 +69,27 @@ def stage(
     except OSError as error:
         raise ZooError(f"cannot write {target}: {error.strerror or error}; free some space there") from error
     return target
+
+
+def rewrite(folder: Path) -> bool:
+    """Write what people read of a card again, from its results.json; no number and no weight changes.
+
+    Args:
+        folder: a card, named `<model>.<tag>`.
+
+    Returns:
+        Whether the text changed.
+
+    Raises:
+        ZooError: results.json is missing or malformed.
+        UnknownName: no plugin registers the model.
+    """
+    path = folder / "results.json"
+    rows = [Result.from_dict(row) for row in _card_rows(path)]
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.suffix in (".md", ".yaml")}
+    _write_card(parse_name(folder.name), rows, kept.get("explain", {}), folder, kept.get("analyses", ()))
+    return any(not file.is_file() or file.read_bytes() != old for file, old in before.items())
 
 
 def check_explained(name: Name, flags: Iterable[str], explain: Mapping[str, str]) -> None:
@@ -327,7 +348,7 @@ def _card_rows(path: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["results"]
         return [Result.from_dict(row).to_dict() for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ZooError(f"{path} is malformed ({error}); stage the card again") from error
 
 

@@ -65,6 +65,20 @@ def cards_add(name: str, weights: str, explain: Sequence[str], **options: Any) -
     click.echo(f"wrote {folder}")
 
 
+@cards.command("write")
+@click.argument("folders", nargs=-1, type=click.Path(exists=True, file_okay=False))
+def cards_write(folders: Sequence[str]) -> None:
+    """Write the texts of card FOLDERS, or of all bundled ones, again from their results; no number changes."""
+    from pathlib import Path
+
+    from zoo.cards import rewrite
+    from zoo.catalogue import cards_dir
+
+    chosen = [Path(folder) for folder in folders]
+    for folder in chosen or sorted(file.parent for file in cards_dir().glob("*/results.json")):
+        click.echo(f"{folder.name}: {'written' if rewrite(folder.resolve()) else 'already up to date'}")
+
+
 @cards.command("table")
 @click.argument("readme", default="README.md", type=click.Path(exists=True))
 def cards_table(readme: str) -> None:
