@@ -102,7 +102,7 @@ def fit(
                 updates.step()
             if not torch.isfinite(value.detach()):
                 raise ZooError(
-                    f"the loss is {float(value)} in epoch {epoch + 1}; take a smaller learning rate"
+                    f"the loss is {float(value.detach())} in epoch {epoch + 1}; take a smaller learning rate"
                 )
             _report(model, on_epoch, epoch + 1)
     return model.eval()
