@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +130,7 @@ def test_interrupted_it_goes_on_and_changed_settings_count_anew(
         return original(self, run)
 
     monkeypatch.setattr(jobs.Job, "measured", counted)
+    monkeypatch.setattr("zoo_csn.draw.sweep_pictures", lambda *_: [])  # drawn once is enough here
     again = sweep(PLAN, out=out, keep=True, device="cpu")
     assert not trained
     assert again["rows"] == first["rows"]
@@ -310,6 +312,15 @@ def test_the_command_takes_any_image_folder(folder: Path, tmp_path: Path) -> Non
     numbers = json.loads((tmp_path / "numbers.json").read_text())["results"]
     assert {entry["name"] for entry in numbers} == {"graynet-3x3.adam", "csn-graynet-3x3.adam"}
     assert all("pixels 1 CNV recall" in entry and "clean" in entry for entry in numbers)
+
+
+def test_the_example_scores_and_tells_classes_apart(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parent.parent / "examples" / "noisy_image_folder.py"
+    made, rows = runpy.run_path(str(script))["main"](str(tmp_path))
+    assert made["graynet-3x3", "adam"] == 1.0
+    assert len(made) == 4
+    assert set(rows) == {"disc", "ring", "stripes"}
+    assert statistics.mean(row["f1"] for row in rows.values()) > 0.6
 
 
 @pytest.mark.parametrize(
