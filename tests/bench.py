@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench_evoshift
 import bench_frequency
 import bench_hah
 import bench_tisode
@@ -368,6 +369,7 @@ SECTIONS = {
     "tisode": lambda: bench_tisode.tisode(alternate, row),
     "hah": lambda: bench_hah.hah(alternate, row),
     "frequency": lambda: bench_frequency.frequency(alternate, row),
+    "evoshift": lambda: bench_evoshift.evoshift(row),
 }
 
 
