@@ -17,6 +17,7 @@ from picture_files import write_pictures
 from torch import nn
 
 import zoo
+from zoo.analysis import analyse
 from zoo.cli import cli
 from zoo.data import load_data
 from zoo.errors import UnknownName, ZooError
@@ -323,6 +324,14 @@ def test_the_example_scores_and_tells_classes_apart(tmp_path: Path) -> None:
     assert statistics.mean(row["f1"] for row in rows.values()) > 0.6
 
 
+def test_the_analysis_names_the_classes_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    model = zoo.load("graynet-3x3", pretrained=False, num_classes=2, img_size=20, hidden=8)
+    data = "folder(channels=1, size=20)"
+    found = analyse(model, "confusion", data=data, data_root=folder, out=tmp_path, params={"batch_size": 3})
+    assert list(found["classes"]) == ["CNV", "DME"]
+    assert (found["n"], found["batch_size"], found["classes"]["CNV"]["count"]) == (8, 3, 5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -368,6 +377,8 @@ def test_folders_with_one_class_and_unknown_figures_are_refused(tmp_path: Path) 
     assert "holds one class folder, CNV; at least two are needed" in str(done.exception)
     with pytest.raises(UnknownName, match="unknown figure or table '3-33': did you mean"):
         plan_of("3-33", {})
+    with pytest.raises(ZooError, match="3-6 is no sweep over images; run: zoo analyse MODEL loss-surface"):
+        plan_of("3-6", {})
     with pytest.raises(ZooError, match="--models NAMES is missing"):
         plan_of("", {"dataset": "digits"})
 

@@ -40,8 +40,10 @@ def sweep_pictures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
     with a panel for each severity. Scores are drawn where the base setting was measured. Returns what was written.
     """
     rows, settings = summary["rows"], summary["settings"]
+    made = sorted({each["about"].get("method", "given") for each in summary["patterns"].values()})
+    how = f" ({', '.join(made)} pixels)" if made else ""
     about = (
-        f"{summary['dataset']}, {settings['n_train']} noisy training images, {settings['epochs']} epochs of batches of "
+        f"{summary['dataset']}, {settings['n_train']} noisy training images{how}, {settings['epochs']} epochs of batches of "
         f"{settings['batch_size']}; {settings['n_test']} clean test images in batches of {settings['test_batch']}"
     )
     written = []

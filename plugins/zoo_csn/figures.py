@@ -25,9 +25,12 @@ def _mnist(model: str, severity: int) -> dict[str, Any]:
     return {"models": (model,), "dataset": "mnist", "rates": RATES, "severities": (severity,)}
 
 
+ALL = ("sgd", "nag", "adam", "rmsprop", "adabound")
 FIGURES: dict[str, dict[str, Any]] = {
+    "2-7": {"models": ("graynet",), "dataset": "mnist", "optimizers": ALL, "severities": (1,)},
+    "A-7": {"models": ("graynet",), "dataset": "mnist", "optimizers": ALL, "severities": (1, 2, 5, 10)},
     "3-3": {"models": ("graynet-3x3",), "dataset": "mnist",
-            "optimizers": ("sgd", "nag", "adam", "rmsprop", "adabound")},
+            "optimizers": ALL},
     "3-4": {"models": ("colornet",), "dataset": "cifar10", "severities": (1, 2), "augment": CROP},
     "3-5": {"models": ("colornet",), "dataset": "svhn", "severities": (1, 2), "augment": CROP},
     **{f"3-{7 + i}": _mnist("graynet-3x3", severity) for i, severity in enumerate((1, 2, 5))},
@@ -43,6 +46,12 @@ FIGURES: dict[str, dict[str, Any]] = {
             "severities": (1, 2, 5)},
     "4-5": {**MEDICAL, "models": ("densenet121-7x7",)},
 }  # fmt: skip
+ELSEWHERE = {
+    "3-1": "zoo optimizers toy --out DIR",
+    "3.1": "zoo optimizers toy --out DIR",
+    "3-6": "zoo analyse MODEL loss-surface --weights RUN --set against_weights=RUN --out DIR",
+    "2-8": "zoo analyse MODEL loss-line --weights RUN --set against_weights=RUN --out DIR",
+}
 LISTS = {"models": str, "optimizers": str, "rates": float, "severities": int}
 
 
@@ -58,6 +67,8 @@ def plan_of(figure: str, options: Mapping[str, Any]) -> Plan:
         UnknownName: there is no such figure (nearest names).
         ZooError: neither a figure nor models and data; a number that cannot be read.
     """
+    if figure in ELSEWHERE:
+        raise ZooError(f"{figure} is no sweep over images; run: {ELSEWHERE[figure]}")
     if figure and figure not in FIGURES:
         raise unknown("figure or table", figure, FIGURES)
     given = {key: value for key, value in options.items() if value not in (None, "", ())}

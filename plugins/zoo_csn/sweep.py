@@ -33,7 +33,7 @@ def sweep(
     data_root: str | Path | None = None,
     show_progress: bool = False,
 ) -> dict[str, Any]:
-    """Run what is not there yet, and write sweep.json, numbers.json and the pictures anew after every run.
+    """Run what is not there yet; sweep.json and numbers.json are written after every run, pictures at the end.
 
     Interrupted, the same call goes on; a run counts again where everything that decides it is the same. Test accuracy
     is that on clean images after each epoch, training accuracy that on the first 1,000 noisy training images, both in
