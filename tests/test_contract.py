@@ -11,8 +11,10 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+import zoo
 from zoo import testing
 from zoo.errors import ContractError
+from zoo.grammar import parse_name
 from zoo.registry import Plugin, Registry, registry
 from zoo.spec import Attack, ModelSpec
 from zoo_base.cifar_resnet import CifarResNet
@@ -35,6 +37,24 @@ def test_model(name):
 @pytest.mark.parametrize("name", registry().names("recipes"))
 def test_recipe(name):
     testing.check_recipe(name)
+
+
+def test_what_a_recipe_says_of_its_model_reaches_it(monkeypatch):
+    """Also where the entrypoint has arguments of its own, which make the variant."""
+    given = {}
+
+    def note(cls, variant, pretrained, **kwargs):
+        given.update(kwargs)
+        raise InterruptedError
+
+    monkeypatch.setattr("zoo.loading.build_model_with_cfg", note)
+    zoo.register_timm()
+    for recipe in registry().specs("recipes"):
+        given.clear()
+        with pytest.raises(InterruptedError):
+            timm.create_model(parse_name(recipe.name).timm, pretrained=False)
+        lost = {key for key, value in recipe.model_kwargs.items() if given.get(key) != value}
+        assert not lost, f"{recipe.name} has other {lost} than it says"
 
 
 @pytest.mark.parametrize("name", registry().names("attacks"))

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import timm
@@ -231,16 +232,23 @@ def _source(name: Name) -> dict[str, Any]:
     return {"hf_hub_id": f"{pin.repo}@{pin.revision}"} if pin is not None and pin.repo else {}
 
 
-def build(cls: type[nn.Module], variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def build(
+    cls: type[nn.Module],
+    variant: str,
+    pretrained: bool = False,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    **kwargs: Any,
+) -> nn.Module:
     """What every entrypoint of a plugin calls: timm's builder with a closed list of arguments.
 
-    For a known tag the recipe's `model_kwargs` come first and `kwargs` override them; its weights come
+    For a known tag the recipe's `model_kwargs` override `defaults`, and `kwargs` both; its weights come
     from `zoo.hub.fetch`, so timm's own `pretrained=True` compares the sha256 too.
 
     Args:
         cls: the model class; it derives from `zoo.nn.Classifier`.
         variant: the timm name, which is the entrypoint's own name.
         pretrained: load weights, as timm does (with `num_classes=` changed, all but the classifier).
+        defaults: arguments of `cls` that make this variant of it; among `kwargs` they would override the recipe's.
         **kwargs: arguments of `cls`, and timm's `features_only=`, `out_indices=`.
 
     Raises:
@@ -261,6 +269,7 @@ def build(cls: type[nn.Module], variant: str, pretrained: bool = False, **kwargs
             raise NoWeights(
                 f"{variant} has no weights; train some with 'zoo train', or pass pretrained=False"
             )
+    kwargs = {**defaults, **kwargs}
     _check_arguments(cls, variant, kwargs)
     info = getattr(cls, "feature_names", ())
     feature_cfg = {"feature_cls": "getter", "out_indices": tuple(range(len(info))) or None}

@@ -148,7 +148,7 @@ def sparse_resnet32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def sparse_resnet32_nonrandom(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The encoder without dropout (T = 15) before ResNet-32."""
-    return build(SparseResNet, "sparse_resnet32_nonrandom", pretrained, **{**NONRANDOM, **kwargs})
+    return build(SparseResNet, "sparse_resnet32_nonrandom", pretrained, NONRANDOM, **kwargs)
 
 
 @register_model
@@ -160,6 +160,4 @@ def sparse_efficientnet_b0(pretrained: bool = False, **kwargs: Any) -> nn.Module
 @register_model
 def sparse_efficientnet_b0_nonrandom(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The encoder without dropout (T = 15) before EfficientNet-B0, for 160x160 images."""
-    return build(
-        SparseEfficientNet, "sparse_efficientnet_b0_nonrandom", pretrained, **{**NONRANDOM, **kwargs}
-    )
+    return build(SparseEfficientNet, "sparse_efficientnet_b0_nonrandom", pretrained, NONRANDOM, **kwargs)

@@ -197,124 +197,124 @@ IRD = {"randomise": 331 / 299}
 @register_model
 def cnn_mnist_odenet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The CNN beside ODENet and TisODE on MNIST: 141,130 parameters."""
-    return build(OdeNet, "cnn_mnist_odenet", pretrained, **{**CNN, **kwargs})
+    return build(OdeNet, "cnn_mnist_odenet", pretrained, CNN, **kwargs)
 
 
 @register_model
 def cnn_mnist_odenet_shared(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The same CNN with its block 20 times, one set of weights: as many evaluations as 20 Euler steps."""
-    return build(OdeNet, "cnn_mnist_odenet_shared", pretrained, **{**CNN, "t_end": 20.0, **kwargs})
+    return build(OdeNet, "cnn_mnist_odenet_shared", pretrained, {**CNN, "t_end": 20.0}, **kwargs)
 
 
 @register_model
 def cnn_mnist_odenet_fdn(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The MNIST CNN with feature denoising before its classifier."""
-    return build(OdeNet, "cnn_mnist_odenet_fdn", pretrained, **{**CNN, **FDN, **kwargs})
+    return build(OdeNet, "cnn_mnist_odenet_fdn", pretrained, {**CNN, **FDN}, **kwargs)
 
 
 @register_model
 def cnn_mnist_odenet_ird(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The MNIST CNN behind random resizing and padding."""
-    return build(OdeNet, "cnn_mnist_odenet_ird", pretrained, **{**CNN, **IRD, **kwargs})
+    return build(OdeNet, "cnn_mnist_odenet_ird", pretrained, {**CNN, **IRD}, **kwargs)
 
 
 @register_model
 def odenet_mnist(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ODENet for MNIST, Euler with step 0.1: 142,410 parameters."""
-    return build(OdeNet, "odenet_mnist", pretrained, **{**ODENET, **kwargs})
+    return build(OdeNet, "odenet_mnist", pretrained, ODENET, **kwargs)
 
 
 @register_model
 def tisode_mnist(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """TisODE for MNIST, Euler with step 0.05: 141,130 parameters."""
-    return build(OdeNet, "tisode_mnist", pretrained, **{**TISODE, **kwargs})
+    return build(OdeNet, "tisode_mnist", pretrained, TISODE, **kwargs)
 
 
 @register_model
 def tisode_mnist_fdn(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """TisODE for MNIST with feature denoising before its classifier."""
-    return build(OdeNet, "tisode_mnist_fdn", pretrained, **{**TISODE, **FDN, **kwargs})
+    return build(OdeNet, "tisode_mnist_fdn", pretrained, {**TISODE, **FDN}, **kwargs)
 
 
 @register_model
 def tisode_mnist_ird(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """TisODE for MNIST behind random resizing and padding."""
-    return build(OdeNet, "tisode_mnist_ird", pretrained, **{**TISODE, **IRD, **kwargs})
+    return build(OdeNet, "tisode_mnist_ird", pretrained, {**TISODE, **IRD}, **kwargs)
 
 
 @register_model
 def cnn_svhn_odenet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The CNN for SVHN: the MNIST one with three input channels."""
-    return build(OdeNet, "cnn_svhn_odenet", pretrained, **{**CNN, **RGB, **kwargs})
+    return build(OdeNet, "cnn_svhn_odenet", pretrained, {**CNN, **RGB}, **kwargs)
 
 
 @register_model
 def cnn_svhn_odenet_fdn(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The SVHN CNN with feature denoising before its classifier."""
-    return build(OdeNet, "cnn_svhn_odenet_fdn", pretrained, **{**CNN, **RGB, **FDN, **kwargs})
+    return build(OdeNet, "cnn_svhn_odenet_fdn", pretrained, {**CNN, **RGB, **FDN}, **kwargs)
 
 
 @register_model
 def cnn_svhn_odenet_ird(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The SVHN CNN behind random resizing and padding."""
-    return build(OdeNet, "cnn_svhn_odenet_ird", pretrained, **{**CNN, **RGB, **IRD, **kwargs})
+    return build(OdeNet, "cnn_svhn_odenet_ird", pretrained, {**CNN, **RGB, **IRD}, **kwargs)
 
 
 @register_model
 def odenet_svhn(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ODENet for SVHN, Euler with step 0.1."""
-    return build(OdeNet, "odenet_svhn", pretrained, **{**ODENET, **RGB, **kwargs})
+    return build(OdeNet, "odenet_svhn", pretrained, {**ODENET, **RGB}, **kwargs)
 
 
 @register_model
 def tisode_svhn(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """TisODE for SVHN, Euler with step 0.05."""
-    return build(OdeNet, "tisode_svhn", pretrained, **{**TISODE, **RGB, **kwargs})
+    return build(OdeNet, "tisode_svhn", pretrained, {**TISODE, **RGB}, **kwargs)
 
 
 @register_model
 def tisode_svhn_fdn(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """TisODE for SVHN with feature denoising before its classifier."""
-    return build(OdeNet, "tisode_svhn_fdn", pretrained, **{**TISODE, **RGB, **FDN, **kwargs})
+    return build(OdeNet, "tisode_svhn_fdn", pretrained, {**TISODE, **RGB, **FDN}, **kwargs)
 
 
 @register_model
 def tisode_svhn_ird(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """TisODE for SVHN behind random resizing and padding."""
-    return build(OdeNet, "tisode_svhn_ird", pretrained, **{**TISODE, **RGB, **IRD, **kwargs})
+    return build(OdeNet, "tisode_svhn_ird", pretrained, {**TISODE, **RGB, **IRD}, **kwargs)
 
 
 @register_model
 def cnn_cifar10_odenet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The small CNN for CIFAR-10."""
-    return build(CifarOdeNet, "cnn_cifar10_odenet", pretrained, **{**CNN, **RGB, **kwargs})
+    return build(CifarOdeNet, "cnn_cifar10_odenet", pretrained, {**CNN, **RGB}, **kwargs)
 
 
 @register_model
 def odenet_cifar10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The small ODENet for CIFAR-10."""
-    return build(CifarOdeNet, "odenet_cifar10", pretrained, **{**ODENET, **RGB, **kwargs})
+    return build(CifarOdeNet, "odenet_cifar10", pretrained, {**ODENET, **RGB}, **kwargs)
 
 
 @register_model
 def tisode_cifar10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The small TisODE for CIFAR-10."""
-    return build(CifarOdeNet, "tisode_cifar10", pretrained, **{**TISODE, **RGB, **kwargs})
+    return build(CifarOdeNet, "tisode_cifar10", pretrained, {**TISODE, **RGB}, **kwargs)
 
 
 @register_model
 def cnn_imgnet10_odenet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The CNN for ImgNet10, images of 128x128."""
-    return build(ImgnetOdeNet, "cnn_imgnet10_odenet", pretrained, **{**CNN, **RGB, **kwargs})
+    return build(ImgnetOdeNet, "cnn_imgnet10_odenet", pretrained, {**CNN, **RGB}, **kwargs)
 
 
 @register_model
 def odenet_imgnet10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ODENet for ImgNet10, Euler with step 0.1."""
-    return build(ImgnetOdeNet, "odenet_imgnet10", pretrained, **{**ODENET, **RGB, **kwargs})
+    return build(ImgnetOdeNet, "odenet_imgnet10", pretrained, {**ODENET, **RGB}, **kwargs)
 
 
 @register_model
 def tisode_imgnet10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """TisODE for ImgNet10, Euler with step 0.05."""
-    return build(ImgnetOdeNet, "tisode_imgnet10", pretrained, **{**TISODE, **RGB, **kwargs})
+    return build(ImgnetOdeNet, "tisode_imgnet10", pretrained, {**TISODE, **RGB}, **kwargs)
