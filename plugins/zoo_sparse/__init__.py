@@ -144,8 +144,8 @@ RECIPES = [
         NONRANDOM,
         "natural_cifar10_jpeg",
         "cifar10-jpeg",
-        (_supervised(3, SHORT_LR, "cifar", **QUICK),),
-        "top 15 of 500 atoms, a narrow decoder and ResNet-20, three epochs on CIFAR-10 as JPEG",
+        (_supervised(2, SHORT_LR, "cifar", **QUICK),),
+        "top 15 of 500 atoms, a narrow decoder and ResNet-20, two epochs on CIFAR-10 as JPEG",
         **SHORT,
     ),
     _on(
@@ -160,8 +160,8 @@ RECIPES = [
         STOCHASTIC,
         "natural_cifar10_jpeg",
         "cifar10-jpeg",
-        (_supervised(3, SHORT_LR, "cifar", **QUICK),),
-        "top 50 of 500 atoms, 95 % of them dropped, a narrow decoder and ResNet-20, three epochs on CIFAR-10 as JPEG",
+        (_supervised(2, SHORT_LR, "cifar", **QUICK),),
+        "top 50 of 500 atoms, 95 % of them dropped, a narrow decoder and ResNet-20, two epochs on CIFAR-10 as JPEG",
         **SHORT,
     ),
     _on(
