@@ -212,6 +212,26 @@ def test_the_best_candidate_of_all_generations_is_returned(tmp_path):
     assert again["score"] == pytest.approx(best, abs=1e-9)
 
 
+def test_the_search_climbs(monkeypatch):
+    """With a score that is the closeness to a known pattern, later generations are closer."""
+    target = [0.2, 0.7, 0.9, 0.6, 0.3, 0.1, 0.8, 0.8, 0.5, 0.4, 0.1, 0.7]
+    data = toy(8)
+
+    def closeness(job, **shared):
+        folded = np.abs((np.array(job[0]) + 1) % 2 - 1)
+        return {"score": -float(np.square(folded - target).sum()), "clean": 0.0}
+
+    monkeypatch.setattr("zoo_evoshift.evolve.work", closeness)
+    found = evolve(data.images, data.labels, 4, Search(generations=70, training=QUICK))
+    means = [np.mean([score["score"] for score in generation]) for generation in found.history]
+    assert len(found.history[0]) == 4 + int(3 * np.log(12))
+    assert means[-1] > -0.05 > -0.5 > means[0]
+    first = found.pattern.classes[0][0]
+    assert abs(first.x - 8 * 0.2) <= 1.2
+    assert abs(first.y - 8 * 0.7) <= 1.2
+    assert abs(first.value[0] - 0.9) < 0.1
+
+
 def _seed_of(generation):
     from zoo_evoshift.evolve import _seed
 
