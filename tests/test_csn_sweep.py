@@ -239,6 +239,7 @@ def test_the_results_of_a_sweep_stand_in_the_tables(tmp_path: Path) -> None:
     error = {(c.row, c.column): c.measured for c in reproduce("csn:Fig 4-2a", [tmp_path]).cells}
     assert error["OCT DenseNet121", "Np=1"] == pytest.approx(0.125)
     assert error["OCT DenseNet121", "Clean"] is None
+    assert "0.58 / 0.12" in reproduce("csn:Fig 4-2a", [tmp_path]).text()  # a ratio has two digits
     table = {(c.row, c.column): c.measured for c in reproduce("csn:4.1", [tmp_path]).cells}
     assert table["CNV", "Np=1 recall"] == pytest.approx(0.75)
     assert table["Ulcer", "Np=1 precision"] == pytest.approx(0.8)

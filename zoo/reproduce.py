@@ -68,7 +68,7 @@ class Reproduction:
         )
         found = {(cell.row, cell.column): cell for cell in self.cells}
         lines = [["", *columns]]
-        digits = {"dB": 2, "norm": 3}.get(self.unit, 1)
+        digits = {"dB": 2, "norm": 3, "ratio": 2}.get(self.unit, 1)
         lines += [[row, *(_shown(found.get((row, column)), digits) for column in columns)] for row in rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
         text = [f"{self.name}, published / measured here, {self.unit or 'no unit'}"]
