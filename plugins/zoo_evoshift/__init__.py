@@ -23,7 +23,7 @@ ATTACKS = [
             "epochs": 3,
             "batch_size": 128,
             "semantic": "loss",
-            "domain": 1.0,
+            "domain": 0.0,
             "attacked": None,
             "processes": 1,
             "run": "",

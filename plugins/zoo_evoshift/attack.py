@@ -35,7 +35,7 @@ def evoshift(
     epochs: int = 3,
     batch_size: int = 128,
     semantic: str = "loss",
-    domain: float = 1.0,
+    domain: float = 0.0,
     attacked: int | None = None,
     processes: int = 1,
     run: str = "",

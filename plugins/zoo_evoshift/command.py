@@ -31,7 +31,7 @@ from zoo.errors import ZooError
     "--semantic", default="loss", show_default=True, help="loss (eq. 2.6) or probability (algorithm 1)."
 )
 @click.option(
-    "--domain", type=float, default=1.0, show_default=True, help="Weight of the domain score; 0: none."
+    "--domain", type=float, default=0.0, show_default=True, help="Weight of the domain score; 0: none."
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--processes", type=int, default=1, show_default=True, help="Of one thread each.")

@@ -3,6 +3,10 @@
 One convention of sign throughout: a score is the attacker's gain, higher is a better attack, and the search
 maximises it (its library minimises, so it is told the negative). The thesis states the semantic score to be
 maximised in equation 2.6 and as a cost in algorithm 1, and the domain score likewise.
+
+The domain score is left out unless it is asked for. The thesis found no better pixels by it, and with the short
+trainings here it led the search: in six generations on MNIST (3 epochs on 5,000 images) the candidates of
+a generation differed by 0.66 in it, and by 0.36 in the semantic score, on average: separable pixels won over harmful ones.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ class Training:
     epochs: int = 3
     batch_size: int = 128
     semantic: str = "loss"  # "loss": equation 2.6; "probability": algorithm 1
-    domain: float = 1.0  # weight of the domain score; 0 leaves it out, as chapter 3 does
+    domain: float = 0.0  # weight of the domain score: 1 in chapters 2 and 4, 0 in chapter 3
 
     def __post_init__(self) -> None:
         if self.semantic not in SEMANTICS:
