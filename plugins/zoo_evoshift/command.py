@@ -16,7 +16,7 @@ from zoo.errors import ZooError
 )
 @click.option("-n", "n", type=int, default=5000, show_default=True, help="Training images, from the first.")
 @click.option("--pixels", type=int, default=1, show_default=True, help="Per class.")
-@click.option("--generations", type=int, default=12, show_default=True)
+@click.option("--generations", type=int, default=15, show_default=True)
 @click.option("--population", type=int, default=0, help="Default 4 + floor(3 ln d).")
 @click.option(
     "--sigma", type=float, default=0.25, show_default=True, help="First deviation, of the space [0,1]."
@@ -25,8 +25,8 @@ from zoo.errors import ZooError
 @click.option(
     "--optimizer", default="adam(lr=0.001)", show_default=True, help="Of a candidate, as sgd(lr=0.01)."
 )
-@click.option("--epochs", type=int, default=3, show_default=True, help="Of a candidate.")
-@click.option("--batch-size", type=int, default=128, show_default=True)
+@click.option("--epochs", type=int, default=4, show_default=True, help="Of a candidate.")
+@click.option("--batch-size", type=int, default=64, show_default=True)
 @click.option(
     "--semantic", default="loss", show_default=True, help="loss (eq. 2.6) or probability (algorithm 1)."
 )

@@ -53,7 +53,7 @@ class Search:
     """
 
     pixels: int = 1
-    generations: int = 12
+    generations: int = 15
     population: int = 0
     sigma: float = 0.25
     seed: int = 0

@@ -11,7 +11,7 @@ from typing import Any
 from zoo.spec import Recipe, Stage
 from zoo.threat import Threat
 
-EPOCHS = {"ce": 15, "vibce": 30}
+EPOCHS = {"ce": 12, "vibce": 12}
 OBJECTIVES = {"ce": "zoo_base.recipe:natural", "vibce": "zoo_evoshift.recipe:vibce"}
 WORDS = {"ce": "cross-entropy", "vibce": "vibCE"}
 
@@ -30,7 +30,7 @@ def _recipe(model: str, loss: str, data: str, **changed: Any) -> Recipe:
         holdout=0,
         stages=(
             Stage(
-                epochs=EPOCHS[loss], objective=OBJECTIVES[loss], optimizer="adam(lr=0.001)", batch_size=128
+                epochs=EPOCHS[loss], objective=OBJECTIVES[loss], optimizer="adam(lr=0.001)", batch_size=64
             ),
         ),
         cost=f"5,000 images, {EPOCHS[loss]} epochs",

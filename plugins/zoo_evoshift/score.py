@@ -35,8 +35,8 @@ class Training:
 
     model: str = ""  # "": graynet for gray images, colornet for colour
     optimizer: str = "adam(lr=0.001)"
-    epochs: int = 3
-    batch_size: int = 128
+    epochs: int = 4
+    batch_size: int = 64
     semantic: str = "loss"  # "loss": equation 2.6; "probability": algorithm 1
     domain: float = 0.0  # weight of the domain score: 1 in chapters 2 and 4, 0 in chapter 3
 
