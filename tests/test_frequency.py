@@ -286,6 +286,17 @@ def test_the_dct_network_starts_from_the_first_slices_of_its_twin() -> None:
     assert torch.equal(model.fc.weight, image.fc.weight)
 
 
+def test_training_starts_from_the_natural_twin_on_the_same_data(monkeypatch) -> None:
+    asked, image = [], frequency.ImageNetResNet((1, 1, 1, 1), 16, num_classes=10)
+    monkeypatch.setattr(recipe, "load", lambda name: asked.append(name) or image)
+    model = zoo.load("dct-resnet50", pretrained=False, layers=(1, 1, 1, 1), width=16, num_classes=10)
+    recipe.start_from_twin(model, Data(torch.zeros(1, 3, 8, 8), None, "imagenet", 10), seed=0)
+    assert asked == ["image-resnet50.natural_imagenet"]
+    assert torch.equal(model.layer3[0].conv2.weight, image.layer3[0].conv2.weight)
+    with pytest.raises(ZooError, match="no naturally trained twin of dct-resnet50 on svhn is known"):
+        recipe.start_from_twin(model, Data(torch.zeros(1, 3, 8, 8), None, "svhn", 10), seed=0)
+
+
 def made_up(count: int = 70, side: int = 32, chans: int = 3) -> Data:
     generator = torch.Generator().manual_seed(2)
     low = torch.rand(count, chans, 4, 4, generator=generator)

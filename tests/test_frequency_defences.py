@@ -76,6 +76,18 @@ def test_pixel_deflection_scales_with_the_image() -> None:
     assert only("pd(deflections=7, window=2)").amounts(224, 224) == (7, 2)
 
 
+def test_pixel_deflection_ends_with_shrinkage() -> None:
+    x = picture(side=32)
+    found = {}
+    for sigma in (0, 0.04):
+        torch.manual_seed(0)
+        found[sigma] = only(f"pd(sigma={sigma})")(x)
+    assert torch.equal(found[0.04], denoise(found[0], 0.04).clamp(0, 1))
+    assert not torch.equal(found[0.04], found[0])
+    torch.manual_seed(0)
+    assert torch.equal(only("pd")(x), found[0.04])
+
+
 def test_haar_is_orthonormal_and_shrinkage_is_bayesshrink() -> None:
     x = picture(side=8).double()
     low, details = split(x)
@@ -120,13 +132,14 @@ def test_views_give_the_same_images_and_other_gradients(text: str) -> None:
     for name, view in model.views().items():
         assert torch.equal(view(x), plain), name
         assert float(found[name].abs().max()) > 0
+    weights = torch.randn(plain.shape, generator=torch.Generator().manual_seed(3))
     if text in ("bits", "jpeg"):
-        weights = torch.randn(plain.shape, generator=torch.Generator().manual_seed(3))
         assert torch.allclose(found["identity"], weights)
     if text == "median":
         assert set(found) == {"own", "average", "identity"}
         assert float((found["own"] == 0).float().mean()) > 0.5  # one pixel of a window has all of it
-        assert float((found["average"] == 0).float().mean()) == 0
+        assert torch.allclose(found["average"], defences.averaged(weights, 5), atol=1e-6)
+        assert torch.allclose(found["identity"], weights)
     if text == "average":
         assert set(found) == {"own"}
 
