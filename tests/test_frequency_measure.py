@@ -12,6 +12,7 @@ from linear_net import LINF, SIDE, Linear, images, made_up
 from torch import Tensor
 
 import zoo_frequency
+from zoo.data import Data
 from zoo.errors import ZooError
 from zoo.reproduce import reproduce
 from zoo.threat import Threat
@@ -85,6 +86,11 @@ def test_protocol_can_count_all_images_save_jpeg_and_not_crop(pair, monkeypatch,
     coded = protocol.protocol(model, made_up(model), both_right=False, jpeg_quality=5, **common)
     plain = protocol.protocol(model, made_up(model), both_right=False, **common)
     assert coded["transfer none bim 0.1 top-1"] != plain["transfer none bim 0.1 top-1"]
+    nothing = Data(made_up(model).images, 1 - made_up(model).labels, "wrong", 10)
+    with pytest.raises(
+        ZooError, match="get none of 40 images both right; take more images= or both_right=false"
+    ):
+        protocol.protocol(model, nothing, **common)
     with pytest.raises(ZooError, match="crops nothing"):
         protocol.protocol(model, made_up(model), crop=False, **common)
     tiles, crops = frequency.TileResNet((1, 1, 1, 1), 4, resize=64, crop=48), []
@@ -223,6 +229,10 @@ def test_the_worst_case_is_never_above_any_random_draw(pair, tmp_path: Path) -> 
     shifted = model(torch.roll(data.pixels(), 1, 3) * (torch.arange(SIDE) > 0)).argmax(1) == data.labels
     assert torch.equal(right[grid.index((0.0, 1.0, 0.0))], shifted)
     assert found["translation"] == 1
+    agreed = rigid.rigid(model, data, out=tmp_path, step=30, draws=1, both_right=True)
+    twins = pair[1](data.pixels()).argmax(1) == data.labels
+    assert agreed["n"] == int(twins.sum()) < found["n"]
+    assert agreed["image clean"] == agreed["clean"] == 1
     default = rigid.rigid(model, data, out=tmp_path, step=30, draws=1, images=4)
     assert default["translation"] == 1  # a tenth of 8 pixels
     with pytest.raises(ZooError, match="must be above 0"):

@@ -75,7 +75,7 @@ def plan(source: Path, to: str) -> list[tuple[Path, Path]]:
             raise ZooError(f"{source} holds no image files (.png, .jpg, .tif, ...)")
         return [(source / file, target / file) for file in names]
     if not source.is_file():
-        raise ZooError(f"there is no file or folder {source}")
+        raise ZooError(f"there is no file or folder {source}; name an image file, or a folder of them")
     if target.is_dir() or to.endswith("/"):
         target = target / source.name
     if not target.suffix:

@@ -61,7 +61,7 @@ def read_picture(path: Path) -> Picture:
         raise
     except Exception as error:  # Pillow's readers raise what they like
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise ZooError(f"{path} is no image that can be read ({reason})") from error
+        raise ZooError(f"{path} is no image that can be read ({reason}); fetch or save it again") from error
 
 
 def _picture(image: Any, path: Path) -> Picture:
@@ -95,7 +95,7 @@ def write_picture(path: Path, picture: Picture) -> None:
     """Write a picture in the format of the name's ending, atomically.
 
     Raises:
-        ZooError: the format cannot hold it (alpha or 16 bits in a JPEG), or is not known.
+        ZooError: the format cannot hold it (alpha or 16 bits in a JPEG) or is not known, or the place takes no file.
     """
     from PIL import Image
 
@@ -115,6 +115,8 @@ def write_picture(path: Path, picture: Picture) -> None:
         with atomic(path) as temporary:
             image.save(temporary, format=Image.EXTENSION[ending], **SAVED.get(ending, {}), **picture.info)
     except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's doing, not the format's
+            raise ZooError(f"{path} cannot be written: {error.strerror}; name another place") from error
         raise ZooError(f"{path} cannot be written: {error}; a .png can hold it") from error
 
 

@@ -109,6 +109,7 @@ ANALYSES = [
             "step": 2.0,
             "translation": None,
             "draws": 10,
+            "both_right": False,
             "images": 1000,
             "source": "",
             "source_weights": "",

@@ -92,8 +92,9 @@ class FrequencyInput(nn.Module):
 class TileInput(FrequencyInput):
     """Some DCT coefficients of every 8x8 tile as channels: the input of Xu et al. 2020 and of the thesis on ImageNet.
 
-    Resize (shorter side, bilinear, without antialiasing as OpenCV's), crop the middle, YCbCr (full-range BT.601),
-    subtract 128, DCT, round, choose channels, standardise. Colour conversion and DCT are one strided convolution.
+    Resize (shorter side, bilinear, without antialiasing as OpenCV's; the thesis says to 512x512, which is the same for
+    square images), crop the middle, YCbCr (full-range BT.601), subtract 128, DCT, round, choose channels, standardise.
+    Colour conversion and DCT are one strided convolution.
 
     Deviations: the reference codes JPEG files of quality 100, chroma from an image of twice the size whose 4:2:0
     subsampling gives the size of the image back; here chroma is that of the image itself, a little sharper, and

@@ -148,6 +148,21 @@ def share(right: Tensor) -> float:
     return round(float(right.float().mean()), 6)
 
 
+def right_for_both(model: nn.Module, source: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The images, and their labels, that two networks get right without attack or defence.
+
+    Raises:
+        ZooError: there are none.
+    """
+    right = hits(model, x, y)[1] & hits(source, x, y)[1]
+    if not bool(right.any()):
+        raise ZooError(
+            f"{title_of(model)} and {title_of(source)} get none of {len(x)} images both right; take more images= or "
+            "both_right=false"
+        )
+    return x[right], y[right]
+
+
 def adaptive(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, steps: int, seed: int) -> Tensor:
     """Which images are right without an attack and under the white-box attack, through every layer; bool `[N]`.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 
 from torch import nn
@@ -24,6 +25,7 @@ from zoo_frequency.measure import (
     hits,
     labelled,
     methods_of,
+    right_for_both,
     share,
     shares,
     source_of,
@@ -68,10 +70,12 @@ def protocol(
         both_right: count only images that the source and the network get right without attack or defence, as on
             ImageNet in the thesis; False counts all, as on its other data.
         jpeg_quality: save the attacked images as JPEG of that quality and read them again, as the thesis does on
-            ImageNet (PIL's default is 75), which alone takes part of an attack away; 0 keeps them in memory.
+            ImageNet (PIL's default is 75), which alone takes part of an attack away; 0 keeps them in memory. What
+            the adaptive attack finds is judged as it is.
         crop: False takes the middle square of tile networks away: the thesis's "no center crop".
         white_steps: of the adaptive attack; 0 leaves it out.
-        images: the first so many, before any is left out; 0 for all.
+        images: the first so many, before any is left out; 0 for all. The thesis takes 2,000 of ImageNet that both get
+            right, and at random 5,000 of Fashion-MNIST and 2,000 of SVHN.
         source, source_weights: the attacked network, as in `zoo_frequency.attack.transfer`.
         seed: of random starts and random defences.
 
@@ -88,30 +92,27 @@ def protocol(
     numbers: Numbers = {"name": title_of(model), "dataset": data.name, "source": source_name}
     with cropped(model, crop):
         if both_right:
-            right = hits(model, x, y)[1] & hits(attacked_network, x, y)[1]
-            if not bool(right.any()):
-                raise ZooError(f"{title_of(model)} and {source_name} get no image of {data.name} both right")
-            x, y = x[right], y[right]
+            x, y = right_for_both(model, attacked_network, x, y)
         numbers |= {"n": len(x), "eps_in_pixels": {text: threat.eps for text, threat in threats.items()}}
-        networks = {chain: defend(model, chain) for chain in chains}
+        networks: Mapping[str, nn.Module] = {chain: defend(model, chain) for chain in chains}
         for chain, network in networks.items():
             numbers |= {f"clean {chain} {top}": value for top, value in shares(hits(network, x, y, seed))}
         total = len(threats) * (2 * len(chosen) + len(chains))
         done = 0
         for text, threat in threats.items():
             standing = hits(model, x, y, seed)[1]  # under every white-box attack on the bare network
-            for kind, target in (("transfer", attacked_network), ("white-box", model)):
-                for method in chosen:
-                    with progress.part(done, total):
-                        adv = attacked(target, x, y, threat, method, seed)
-                    done += 1
-                    adv = jpeg(adv, jpeg_quality) if jpeg_quality else adv
-                    shown: dict[str, nn.Module] = {**networks} if kind == "transfer" else {"none": model}
-                    for chain, judged in shown.items():
-                        found = hits(judged, adv, y, seed)
-                        standing &= found[1] | (kind == "transfer")
-                        for top, value in shares(found):
-                            numbers[f"{kind} {chain} {method} {text} {top}"] = value
+            for kind, method in product(("transfer", "white-box"), chosen):
+                white = kind == "white-box"
+                with progress.part(done, total):
+                    adv = attacked(model if white else attacked_network, x, y, threat, method, seed)
+                done += 1
+                adv = jpeg(adv, jpeg_quality) if jpeg_quality else adv
+                for chain, judged in ({"none": model} if white else networks).items():
+                    found = hits(judged, adv, y, seed)
+                    standing = standing & found[1] if white else standing
+                    numbers |= {
+                        f"{kind} {chain} {method} {text} {top}": value for top, value in shares(found)
+                    }
             for chain, network in networks.items() if white_steps else ():
                 with progress.part(done, total):
                     right = adaptive(network, x, y, threat, steps=white_steps, seed=seed)
