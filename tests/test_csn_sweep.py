@@ -195,6 +195,14 @@ def test_the_score_is_a_ratio_of_sums_and_1_for_the_base() -> None:
     other = {(r["model"], r["optimizer"]): r["score"] for r in scores(entries, ("csn-resnet50-7x7", "sgd"))}
     assert other["csn-resnet50-7x7", "sgd"] == 1.0
     assert other["resnet50-7x7", "adam"] == pytest.approx(0.8 / 1.2)
+    fast = [{**entry, "lr": 0.1, "test": spread([0.2])} for entry in entries]
+    for order in (fast + entries, entries + fast):  # of several rates that of the thesis is the base
+        rated = {(r["model"], r["lr"]): r["score"] for r in scores(order) if r["optimizer"] == "adam"}
+        assert rated["resnet50-7x7", 0.001] == 1.0
+        assert rated["resnet50-7x7", 0.1] == pytest.approx(0.6 / 0.8)
+        flat = {entry["name"]: entry for entry in results(order, ["a", "b"], "folder", 8)}
+        assert flat["resnet50-7x7.adam"]["pixels 1"] == 0.4
+        assert flat["resnet50-7x7.adam"]["pixels 1 lr 0.1"] == 0.2
     with pytest.raises(ZooError, match="no score without its base: densenet121-7x7 with sgd"):
         scores(entries, ("densenet121-7x7", "sgd"))
     with pytest.raises(ZooError, match="no score without its base"):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo.errors import ZooError
+from zoo_csn.optimizers import OPTIMIZERS
 
 # Two-sided 95 % quantiles of Student's t for 1 to 9 degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -84,7 +85,7 @@ def scores(
 
     Args:
         entries: of `groups`, with pixel noise.
-        base: model and optimiser.
+        base: model and optimiser, at the rate of the thesis where it was measured.
         severities: that are summed.
 
     Returns:
@@ -99,7 +100,8 @@ def scores(
             key = (entry["model"], entry["optimizer"], entry["lr"])
             sums.setdefault(key, {})[entry["severity"]] = entry["test"]["mean"]
     whole = {key: sum(parts.values()) for key, parts in sums.items() if len(parts) == len(set(severities))}
-    first = next((total for key, total in whole.items() if key[:2] == tuple(base)), None)
+    bases = sorted((k for k in whole if k[:2] == tuple(base)), key=lambda k: k[2] != OPTIMIZERS[k[1]].lr)
+    first = whole[bases[0]] if bases else 0
     if not first:
         wanted = ", ".join(map(str, severities))
         raise ZooError(
@@ -135,8 +137,8 @@ def results(
     """For `zoo reproduce`: one flat entry per model and optimiser, "graynet-3x3.adam".
 
     Keys are "pixels 1", "pixels 1 lr 0.01" (test accuracy), "error pixels 1", and for every class
-    "pixels 1 NAME precision", ... ("clean" instead of "pixels 0"); those without a rate hold for the first rate that
-    was given.
+    "pixels 1 NAME precision", ... ("clean" instead of "pixels 0"); those without a rate hold for that of the thesis,
+    where it was not measured for the first that was given.
     """
     flat: dict[str, dict[str, Any]] = {}
     for entry in entries:
@@ -145,7 +147,7 @@ def results(
         noise = f"{entry['noise']} {entry['severity']}" if entry["severity"] else "clean"
         mean = entry["test"]["mean"]
         own[f"{noise} lr {entry['lr']:g}"] = mean
-        if noise in own:
+        if noise in own and entry["lr"] != OPTIMIZERS[entry["optimizer"]].lr:
             continue
         own[noise], own[f"error {noise}"] = mean, 1 - mean
         own[f"interval {noise}"] = [entry["test"]["low"], entry["test"]["high"]]
