@@ -21,7 +21,7 @@ from zoo.errors import ZooError
 )
 @click.option("--model", default="", help="Default graynet for gray images, colornet for colour.")
 @click.option("--optimizer", default="adam(lr=0.001)", show_default=True)
-@click.option("--epochs", type=int, default=12, show_default=True)
+@click.option("--epochs", type=int, default=8, show_default=True)
 @click.option("--vib-epochs", type=int, default=0, help="Of vibCE; default as --epochs.")
 @click.option("--batch-size", type=int, default=64, show_default=True)
 @click.option("--seeds", type=int, default=3, show_default=True)

@@ -11,7 +11,7 @@ from typing import Any
 from zoo.spec import Recipe, Stage
 from zoo.threat import Threat
 
-EPOCHS = {"ce": 12, "vibce": 12}
+EPOCHS = {"ce": 8, "vibce": 12}
 OBJECTIVES = {"ce": "zoo_base.recipe:natural", "vibce": "zoo_evoshift.recipe:vibce"}
 WORDS = {"ce": "cross-entropy", "vibce": "vibCE"}
 

@@ -60,7 +60,7 @@ class Trial:
     probe: str = ""
     loss: str = "ce"
     optimizer: str = "adam(lr=0.001)"
-    epochs: int = 12
+    epochs: int = 8
     batch_size: int = 64
     seed: int = 0
     augment: str = ""
