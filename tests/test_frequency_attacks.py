@@ -45,6 +45,14 @@ def test_methods_take_the_thesis_steps_and_never_stop_early() -> None:
         attack.craft(model, x, y, LINF, method="pdg")
 
 
+def test_only_mim_accumulates_gradients(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(attack, "pgd", lambda *_, **kwargs: asked.append(kwargs["momentum"]))
+    for method in ("pgd", "bim", "mim"):
+        attack.craft(Linear(1), images(1), torch.zeros(1), LINF, method=method)
+    assert asked == [0, 0, 1]
+
+
 def test_the_transfer_attack_is_made_on_the_twin_alone(monkeypatch) -> None:
     twin, asked = Linear(3), []
 

@@ -223,8 +223,9 @@ def defend(model: nn.Module | str, defences: str, *, surrogate: str = "") -> Def
 
     Args:
         model: a module, or a name as in `zoo.load`.
-        defences: such as "median", "pd+average", "bits(bits=4)+jpeg(quality=50)", in the order of application;
-            "none" for nothing.
+        defences: in the order of application, such as "median", "pd+average", "bits(bits=4)+jpeg(quality=50)". There
+            are bits(bits=5), median(size=5), average(size=5), pd(deflections=None, window=None, sigma=0.04),
+            jpeg(quality=75), and "none" for nothing.
         surrogate: see `Defended`.
 
     Raises:
