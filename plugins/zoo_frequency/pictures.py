@@ -39,7 +39,8 @@ def protocol_plot(
         columns += [("white-box", f"adaptive {e}", f"white-box {{chain}} adaptive {e} top-1") for e in eps]
     same = numbers["source"] == numbers["name"]
     pixels = ", ".join(f"{text} is {255 * value:.1f}/255" for text, value in numbers["eps_in_pixels"].items())
-    about = f"{numbers['n']} images of {numbers['dataset']}; eps {pixels} in pixels; transferred attacks were made on "
+    about = f"top-1 accuracy in % of {numbers['n']} images of {numbers['dataset']}; eps {pixels} in pixels; "
+    about += "transferred attacks were made on "
     about += "this network without defence, a white box only in the first row" if same else numbers["source"]
     figure = new_figure(1.9 + 0.62 * len(columns), 2.0 + 0.34 * len(chains), numbers["name"], about)
     axes = figure.subplots()
