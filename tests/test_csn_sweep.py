@@ -119,6 +119,23 @@ def test_training_images_carry_the_pixels_and_test_images_do_not(monkeypatch: An
     assert torch.equal(made.test_images, load_data("digits", "test").split(30)[1].images)
 
 
+def test_images_are_judged_in_batches_of_the_stated_size(tmp_path: Path) -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(1, 1)
+            self.sizes: list[int] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.sizes.append(len(x))
+            return x.flatten(1)
+
+    model = Counted()
+    made = jobs.Job(PLAN, tmp_path, keep=False, device="cpu", root=None)
+    assert len(made._predicted(model, made.test_images)) == 30
+    assert model.sizes == [8, 8, 8, 6]
+
+
 def test_interrupted_it_goes_on_and_changed_settings_count_anew(
     finished: tuple[Path, dict[str, Any]], monkeypatch: Any
 ) -> None:
