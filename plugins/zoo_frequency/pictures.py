@@ -206,5 +206,7 @@ def rigid_plot(
         axes.set_xlabel(words, fontsize=9, color=SOFT)
         plain_axes(axes, "both")
     panels[0].set_ylabel("accuracy in %", fontsize=9, color=SOFT)
-    panels[1].legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower center")
+    panels[0].xaxis.get_major_locator().set_params(integer=True)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, fontsize=8.5, labelcolor=INK, loc="outside lower center", ncols=2)
     return save_figure(figure, path)
