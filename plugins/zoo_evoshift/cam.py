@@ -132,5 +132,6 @@ def _draw(rows: list[tuple[str, torch.Tensor]], pattern: Pattern, path: Path, ab
                 axes.add_patch(_ring(x, y, max(1.5, pattern.height / 16)))
             if row == 0:
                 axes.set_title(str(k), fontsize=9, color=INK)
-        grid[row][0].set_title(("0   " if row == 0 else "") + name, fontsize=8, color=INK, loc="left")
+        label = grid[row][0].text(-0.5, maps.shape[1] + 0.5, name, fontsize=8, color=INK, va="top")
+        label.set_in_layout(False)  # it runs below the whole row
     save_figure(figure, path)
