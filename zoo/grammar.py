@@ -151,7 +151,8 @@ def _value(text: str, whole: str) -> Value:
     if re.fullmatch(_BARE, text):
         return text
     raise ZooError(
-        f"cannot read the value {text[:40]!r} in {whole[:100]!r}; write a number, a word or 'text'"
+        f"cannot read the value {text[:40]!r} in {whole[:100]!r}; write a number, a word, or text in quotes (on a "
+        "command line \"key='text'\")"
     )
 
 
