@@ -100,7 +100,7 @@ def gradcam(
         rows,
         pixels,
         out / "gradcam.png",
-        f"{per_class} clean images of {data.name} per class; rings: attacked pixels",
+        f"up to {per_class} clean images of {data.name} per class; rings: attacked pixels",
     )
     return {"name": models[0][0], "dataset": data.name, "n": len(data), "pattern": pattern, **found}
 
