@@ -197,7 +197,8 @@ def test_called_directly_an_attack_has_its_registered_defaults(run: Any) -> None
 
 
 def test_fgsm_is_one_sign_step_and_pgd_are_nine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zoo.precision._has_bfloat16", lambda _: False)  # signs of small gradients are compared
+    # in float32, because signs of small gradients are compared
+    monkeypatch.setattr("zoo.precision._has_bfloat16", lambda _: False)
     model, x = tiny(), images()
     y = model(x).argmax(1)
     inner = x.clone().requires_grad_(True)

@@ -29,9 +29,7 @@ def _recipe(model: str, loss: str, data: str, **changed: Any) -> Recipe:
         validate="zoo.validation:clean",
         holdout=0,
         stages=(
-            Stage(
-                epochs=EPOCHS[loss], objective=OBJECTIVES[loss], optimizer="adam(lr=0.001)", batch_size=64
-            ),
+            Stage(epochs=EPOCHS[loss], objective=OBJECTIVES[loss], optimizer="adam(lr=0.001)", batch_size=64),
         ),
         cost=f"5,000 images, {EPOCHS[loss]} epochs",
         **changed,
