@@ -38,7 +38,7 @@ def evoshift(row: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
     """A generation of 14 GrayNets on 5,000 images of 28x28, three epochs each, one thread per process.
 
     The images are generated, so that no data set is needed; the work is that on MNIST. Memory is the sum over the
-    processes of their proportional share (PSS), the highest of five readings a second; seconds are those of the
+    processes of their proportional share (PSS), the highest of one reading a second; seconds are those of the
     search, the start of its workers included.
 
     Args:
@@ -95,7 +95,7 @@ def _run(script: Path, out: Path, processes: int) -> dict[str, Any]:
     peak = 0.0
     while process.poll() is None:
         peak = max(peak, _memory(process.pid))
-        time.sleep(0.2)
+        time.sleep(1.0)
     assert process.stdout is not None
     found: dict[str, Any] = json.loads(process.stdout.read())
     return {**found, "peak": peak}
