@@ -64,7 +64,7 @@ def test_numbers_of_a_further_set_stand_in_its_table(root: Path, tmp_path: Path)
     assert cells["NT g25", "N"] == found["set12 gaussian(level=25/255)"]
     assert cells["NT g25", "Atk-5"] == found["set12 obsatk(level=25/255)"]
     assert f"{found['set12 gaussian(level=25/255)']:.2f}" in table.text()
-    assert "6,000 updates" in table.text()
+    assert "7,000 updates" in table.text()
 
 
 def test_baselines_are_measured_on_the_same_noise(root: Path, tmp_path: Path) -> None:
