@@ -19,7 +19,9 @@ def optimizers() -> None:
 @click.option("--out", required=True, type=click.Path(), help="Folder for numbers.json and toy.png.")
 @click.option("--steps", default=1500, show_default=True, help="Updates of a run.")
 @click.option("--runs", default=5, show_default=True, help="How many are averaged, where they differ.")
-@click.option("--batch", default=0, help="Samples of an update; 0, the default, for all (see the docstring).")
+@click.option(
+    "--batch", default=0, help="Samples of an update; 0, the default, for all. With few, no optimiser fails."
+)
 @click.option("--start", default="zero", show_default=True, help="zero or uniform.")
 def toy(out: str, **options: Any) -> None:
     """Table 3.1 and figure 3-1: the linearly separable toy data, measured now, in seconds."""
@@ -57,9 +59,11 @@ def toy(out: str, **options: Any) -> None:
 def images(
     figure: str, out: str, keep: bool, data_root: str | None, device: str | None, **options: Any
 ) -> None:
-    """Train on noisy images, test on clean ones: FIGURE of the thesis (3-3 to 3-19, 4-2a to 4-5, 4.1), or options.
+    """Train on noisy images, test on clean ones: a FIGURE of the thesis, or what options say.
 
-    Options come before what a figure says. Every sweep writes curves, final accuracies with intervals, confusion
+    Figures are 2-7, A-7, 3-3 to 3-5, 3-7 to 3-19, 4-2a, 4-3, 4-4, 4-5 and table 4.1.
+
+    Options replace what a figure says, one by one. Every sweep writes curves, final accuracies with intervals, confusion
     matrices, and robustness scores where their base is among its runs.
     """
     from zoo_csn.figures import plan_of

@@ -66,7 +66,9 @@ def sweep_pictures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
             written.append(path)
     written.append(folder / "final.png")
     _final(rows, written[-1], about)
-    if {(*BASE, s) for s in SCORED} <= {(r["model"], r["optimizer"], r["severity"]) for r in rows}:
+    if {(*BASE, s) for s in SCORED} <= {
+        (r["model"], r["optimizer"], r["severity"]) for r in rows if r["noise"] == "pixels"
+    }:
         written.append(folder / "score.png")
         score_picture(scores(rows), written[-1], about)
     return written

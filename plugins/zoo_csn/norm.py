@@ -4,7 +4,8 @@ Chaudhury's thesis, section 4.2.2, which says no more than that. Its axes are op
 of each channel over batch and space, as BatchNorm without affine terms and without running averages computes them.
 The prediction for an image therefore depends on the other images of its batch: a result holds for its batch size,
 which the zoo states, and for images in their order. An attacker who chooses the batch is not measured, and attacks
-that drop images which are fooled already see other statistics than the batches in which a result is judged. Processes that share a batch each normalise their own part.
+that drop images which are fooled already see other statistics than the batches in which a result is judged. Processes
+that share a batch each normalise their own part.
 """
 
 from __future__ import annotations

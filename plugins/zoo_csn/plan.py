@@ -27,7 +27,7 @@ class Plan:
         patterns: files of EvoShift, and "random" for pixels drawn uniformly.
         seeds: how many trainings of each setting, 1 to 10.
         epochs, batch_size: of each training.
-        n_train, n_test: images, from the first; None for all.
+        n_train, n_test: images, drawn, the same in every sweep; None for all.
         test_batch: images of a forward in tests; it counts for models with CSN.
         augment: of training images, as in recipes.
         oversample: repeat images of smaller classes until all are as large as the largest (section 4.3).
@@ -92,12 +92,17 @@ class Run:
 
 
 def runs_of(plan: Plan) -> list[Run]:
-    """All trainings, the seeds outermost: an interrupted sweep has whole tables of fewer seeds."""
-    return [
-        Run(model, optimizer, rate, plan.noise, severity, seed)
-        for seed in range(plan.seeds)
-        for model in plan.models
-        for severity in plan.severities
-        for optimizer in plan.optimizers
-        for rate in plan.rates or (optimizer_of(optimizer).lr,)
-    ]
+    """All trainings, the seeds outermost: an interrupted sweep has whole tables of fewer seeds.
+
+    What a list names twice is one training: counted twice, it would narrow the intervals.
+    """
+    return list(
+        dict.fromkeys(
+            Run(model, optimizer, rate, plan.noise, severity, seed)
+            for seed in range(plan.seeds)
+            for model in plan.models
+            for severity in plan.severities
+            for optimizer in plan.optimizers
+            for rate in plan.rates or (optimizer_of(optimizer).lr,)
+        )
+    )

@@ -59,4 +59,6 @@ def _read(folder: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise ZooError(f"{folder}/sweep.json is not JSON: {error}") from error
+    if not isinstance(found, dict) or not {"rows", "settings", "patterns", "dataset"} <= set(found):
+        raise ZooError(f"{folder}/sweep.json is not of a sweep; make one with 'zoo optimizers images'")
     return found
