@@ -13,10 +13,17 @@ DENSE: dict[str, Any] = {"layers": (1, 1, 1, 1), "growth": 8}
 # (name without the prefix, module, title, paper, input, tiny); the twins of the last three belong to zoo_base and
 # zoo_evoshift, those of the others are here.
 BACKBONES: tuple[tuple[str, str, str, str, tuple[int, int, int], dict[str, Any]], ...] = (
-    ("resnet18-7x7", "resnet", "ResNet-18 with ImageNet's 7x7 stem", RESNET, (1, 28, 28), SMALL),
-    ("resnet50-7x7", "resnet", "ResNet-50 with ImageNet's 7x7 stem", RESNET, (3, 64, 64), SMALL),
-    ("densenet121-7x7", "densenet", "DenseNet-121 with ImageNet's 7x7 stem", DENSENET, (3, 64, 64), DENSE),
-    ("resnet10-cifar", "resnet", "ResNet-10 for 32x32 images", RESNET, (3, 32, 32), {"width": 8}),
+    ("resnet18-7x7", "csn_resnet", "ResNet-18 with ImageNet's 7x7 stem", RESNET, (1, 28, 28), SMALL),
+    ("resnet50-7x7", "csn_resnet", "ResNet-50 with ImageNet's 7x7 stem", RESNET, (3, 64, 64), SMALL),
+    (
+        "densenet121-7x7",
+        "csn_densenet",
+        "DenseNet-121 with ImageNet's 7x7 stem",
+        DENSENET,
+        (3, 64, 64),
+        DENSE,
+    ),
+    ("resnet10-cifar", "csn_resnet", "ResNet-10 for 32x32 images", RESNET, (3, 32, 32), {"width": 8}),
     (
         "graynet-3x3",
         "small",
