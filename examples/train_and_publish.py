@@ -18,7 +18,7 @@ def main(folder: str = "published", epochs: int = 6) -> Path:
     root = Path(folder)
     run = zoo.train(NAME, out=root / "run", overrides=[f"stages.0.epochs={epochs}"])
     # fewer epochs than the recipe's, which `force` allows and the card says
-    card = add_card(NAME, run, to=root / "cards", force=True)
+    card = add_card(NAME, run, to=root / "cards", n=100, force=True)
     model = zoo.load(f"local-dir:{card}")
     print(f"{card}: {sum(p.numel() for p in model.parameters()):,} parameters")
     print(*sorted(str(path.relative_to(card)) for path in card.rglob("*") if path.is_file()), sep="\n")

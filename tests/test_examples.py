@@ -39,7 +39,7 @@ def test_train_and_publish_makes_a_folder_that_loads(tmp_path: Path) -> None:
     card = load("train_and_publish.py")["main"](str(tmp_path))  # type: ignore[operator]
     again = zoo.load(f"local-dir:{card}")
     assert again(torch.rand(2, 1, 32, 32)).shape == (2, 10)
-    assert json.loads((card / "results.json").read_text())["results"][0]["n"] == 500
+    assert json.loads((card / "results.json").read_text())["results"][0]["n"] == 100
 
 
 def test_the_notebook_runs() -> None:

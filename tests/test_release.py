@@ -27,16 +27,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_unofficial_run_needs_force_and_the_card_says_what_it_is(run: Path, tmp_path: Path) -> None:
     for weights in (run, run / "best.safetensors"):
         with pytest.raises(ZooError, match=r"not an official run .* with stages\.0\.epochs=1.*add --force"):
-            add_card(NAME, weights, to=tmp_path, diagnosis=False)
+            add_card(NAME, weights, suite="fgsm", to=tmp_path, diagnosis=False)
     assert list(tmp_path.iterdir()) == []
-    folder = add_card(NAME, run, to=tmp_path, diagnosis=False, force=True)
+    folder = add_card(NAME, run, suite="fgsm", to=tmp_path, diagnosis=False, force=True)
     text = (folder / "README.md").read_text()
     assert "do not come from the recipe as it stands: trained as" in text
     assert "the best by" not in text
 
 
 def test_the_card_of_a_best_epoch_says_by_what_it_was_chosen(run: Path, tmp_path: Path) -> None:
-    folder = add_card(NAME, run / "best.safetensors", to=tmp_path, diagnosis=False, force=True)
+    folder = add_card(NAME, run / "best.safetensors", suite="fgsm", to=tmp_path, diagnosis=False, force=True)
     best = json.loads((run / "run.json").read_text())["best"]
     text = " ".join((folder / "README.md").read_text().split())
     assert "the weights are those of epoch 1, the best by clean accuracy on 129 training images" in text
@@ -55,29 +55,29 @@ def test_a_missing_reason_costs_no_second_measurement(
 
     monkeypatch.setattr("zoo.release.diagnose", diagnose)
     with pytest.raises(ZooError, match=r"the flags 'batch-dependent', 'randomised' of .* are not explained; add --explain 'batch-dependent=REASON' --explain 'randomised=REASON'"):  # fmt: skip
-        add_card(NAME, run, to=tmp_path, n=20, force=True)
+        add_card(NAME, run, suite="fgsm", to=tmp_path, n=20, force=True)
     assert list(tmp_path.iterdir()) == []
     because = {"batch-dependent": "planted", "randomised": "planted too"}
-    folder = add_card(NAME, run, to=tmp_path, n=20, force=True, explain=because)
+    folder = add_card(NAME, run, suite="fgsm", to=tmp_path, n=20, force=True, explain=because)
     assert len(calls) == 1
     assert "planted too" in (folder / "README.md").read_text()
     assert not (run / "card").exists()
-    add_card(NAME, run, to=tmp_path, n=20, force=True, explain=because)
+    add_card(NAME, run, suite="fgsm", to=tmp_path, n=20, force=True, explain=because)
     assert len(calls) == 2  # what a finished card was made from is not kept
 
 
 def test_a_run_of_another_model_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=r"trained as resnet10-cifar\.natural_digits"):
-        add_card("resnet10-cifar.at_digits", run, to=tmp_path, diagnosis=False)
+        add_card("resnet10-cifar.at_digits", run, suite="fgsm", to=tmp_path, diagnosis=False)
 
 
 def test_analyses_stand_on_the_card_where_reproduce_finds_them(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ZooError, match="unknown analysis 'cifs-top'"):
-        add_card(NAME, run, to=tmp_path, analyses=["cifs-top"])  # before it is diagnosed
+        add_card(NAME, run, suite="fgsm", to=tmp_path, analyses=["cifs-top"])  # before it is diagnosed
     calls = ["cifs-top-k(columns=FGSM, k=2)", "cifs-top-k(columns=FGSM, k=1)"]
-    folder = add_card(NAME, run, to=tmp_path / "cards", n=40, diagnosis=False, force=True, analyses=calls)
+    folder = add_card(NAME, run, suite="fgsm", to=tmp_path / "cards", n=40, diagnosis=False, force=True, analyses=calls)
     card = json.loads((folder / "results.json").read_text())
     assert card["results"][0]["n"] == 40
     first, second = card["analyses"]

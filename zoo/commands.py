@@ -47,6 +47,7 @@ def cards() -> None:
 @click.option("--weights", required=True, type=click.Path(), help="Run directory or safetensors file.")
 @click.option("--to", default=None, type=click.Path(), help="Default: the bundled model_cards/.")
 @click.option("--data-root", type=click.Path(), help="Where data sets lie (or ZOO_DATA).")
+@click.option("--suite", help="Protocol of the headline; default: standard, or the model's own.")
 @click.option("--attack", "attacks", multiple=True, help="A further attack to measure.")
 @click.option("--analysis", "analyses", multiple=True, help="An analysis whose numbers the card keeps.")
 @click.option(

@@ -29,6 +29,8 @@ from zoo.transport import check_names
 from zoo.validation import BEST_FILE
 from zoo.weights import round_to_half, state_sha256
 
+QUICK, CARD_SUITE = "quick", "standard"
+
 
 def add_card(
     name: str,
@@ -37,6 +39,7 @@ def add_card(
     to: str | Path | None = None,
     data_root: str | Path | None = None,
     attacks: Sequence[str] = (),
+    suite: str | None = None,
     n: int | None = None,
     explain: Mapping[str, str] | None = None,
     pin: bool | None = None,
@@ -52,7 +55,9 @@ def add_card(
         weights: a run directory or a safetensors file.
         to: where card folders lie; default the bundled `model_cards/`.
         data_root: where data sets lie; None for `ZOO_DATA`.
-        attacks: attacks beyond the suite `quick`.
+        attacks: attacks beyond the suite.
+        suite: the protocol of the card's headline; None for `standard`, or that of the model's spec where it has
+            one of its own (denoisers).
         n: images, from the first; None for all.
         explain: a sentence for each flag that the result raises.
         pin: write the sha256 into the plugin's weights.json, which makes these the published weights; None
@@ -87,6 +92,7 @@ def add_card(
         cards.check_explained(full, found.flags, explain)  # before the long part
     result = evaluate(
         model,
+        suite=suite or _suite(full),
         attacks=attacks,
         n=n,
         data_root=data_root,
@@ -113,6 +119,12 @@ def add_card(
         hub.write_pin(full, Weights(sha256=sha256_of(folder / WEIGHTS_FILE)))
         registry.cache_clear()
     return folder
+
+
+def _suite(name: Name) -> str:
+    """What a card is measured by: more than the first look that `zoo evaluate` takes."""
+    suite = registry().model(name).suite
+    return CARD_SUITE if suite == QUICK else suite
 
 
 def _diagnosed(name: Name, model: nn.Module, work: Path, data_root: str | Path | None) -> Diagnosis:
