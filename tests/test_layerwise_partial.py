@@ -22,7 +22,7 @@ from zoo.weights import read_state, save_state
 from zoo_layerwise.command import partial
 from zoo_layerwise.plan import CODES, Code, layers_of, parameters_of, restart, retrained
 from zoo_layerwise.settings import SETTINGS, pair, registered
-from zoo_layerwise.sweep import sweep
+from zoo_layerwise.sweep import _points, sweep
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +196,32 @@ def test_the_same_call_trains_nothing_again_and_another_measures_anew(swept, mon
     assert len(calls) == 2
     assert [row["adversarial_layers"] for row in single["rows"]] == [len(found["layers"]) - 1] * 2
     assert (out / "partial_single.png").is_file()
+
+
+def test_cutoffs_that_nobody_named_are_all_or_the_convolutions_and_two_in_a_smoke_run(net):
+    every = _points(net, single=False, coarse=False, smoke=False)
+    assert every == layers_of(net)[1:]
+    coarse = _points(net, single=False, coarse=True, smoke=False)
+    kinds = {type(net.get_submodule(name)) for name in coarse}
+    assert kinds == {nn.Conv2d, nn.Linear}
+    assert coarse == [n for n in every if isinstance(net.get_submodule(n), nn.Conv2d | nn.Linear)]
+    assert _points(net, single=True, coarse=False, smoke=False) == ["conv1", *coarse]
+    short = _points(net, single=False, coarse=False, smoke=True)
+    assert len(set(short)) == 2
+    assert set(short) < set(every)
+
+
+def test_a_smoke_run_measures_little_and_says_so(tmp_path, monkeypatch):
+    seen = []
+
+    def measure(model: nn.Module, data: Any, threat: Any, *, steps: int, seed: int) -> dict[str, float]:
+        seen.append((len(data), steps))
+        return {"loss": 1.0, "accuracy": 0.5, "clean": 1.0}
+
+    monkeypatch.setattr("zoo_layerwise.sweep.measure", measure)
+    found = sweep(pair("digits"), out=tmp_path, codes=["A2N1"], overrides=SMALL, smoke=True)
+    assert seen == [(32, 2)] * 4  # both ends and two cutoffs
+    assert (found["n"], found["steps"], found["smoke"]) == (32, 2, True)
 
 
 def test_bad_sweeps_are_refused_before_anything_is_trained(tmp_path):

@@ -19,10 +19,11 @@ from zoo.errors import ZooError
 @click.option("--codes", default="", help="Such as A1N2,N1A2; all eight without it.")
 @click.option("--cutoffs", default="", help="Paths of layers separated by commas; all without it.")
 @click.option("--single", is_flag=True, help="The single-layer forms.")
+@click.option("--coarse", is_flag=True, help="Only convolutions and linear layers as cutoffs.")
 @click.option("-n", "n", type=int, help="How many test images, from the first.")
 @click.option("--steps", default=100, show_default=True, help="Of the PGD that measures.")
 @click.option("--set", "overrides", multiple=True, help="Override both recipes: stages.0.epochs=3.")
-@click.option("--smoke", is_flag=True, help="A few steps of every stage, to see that everything works.")
+@click.option("--smoke", is_flag=True, help="A few steps, two cutoffs, 32 images: does it work?")
 @click.option("--data-root", type=click.Path(), help="Where data sets lie (or ZOO_DATA).")
 @click.option("--device", help="cpu, cuda, ...")
 def partial(

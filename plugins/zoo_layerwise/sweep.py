@@ -32,6 +32,10 @@ from zoo_layerwise.sweep_plots import draw_sweep
 Pair = tuple[Recipe, Recipe]
 ENDS = {"N": "all natural", "A": "all adversarial"}
 MEASURED, SUMMARY = "measured.json", "sweep.json"
+SMOKE_IMAGES, SMOKE_STEPS = (
+    32,
+    2,
+)  # of the measurement, and two cutoffs: a smoke run shows that all codes work
 
 
 def sweep(
@@ -41,6 +45,7 @@ def sweep(
     codes: Sequence[str] = CODES,
     cutoffs: Sequence[str] = (),
     single: bool = False,
+    coarse: bool = False,
     n: int | None = None,
     steps: int = 100,
     seed: int = 0,
@@ -63,11 +68,13 @@ def sweep(
         cutoffs: paths of modules; none for every layer with parameters but the first (with `single`, for every
             convolution and linear layer).
         single: the single-layer forms.
+        coarse: without cutoffs, only the convolutions and linear layers; their BatchNorms make no further ones.
         n: test images, from the first; None for all.
         steps: of the test PGD.
         seed: of its random start.
         overrides: of both recipes, as in `zoo.train`.
-        smoke: a few steps of every stage, to see that everything works.
+        smoke: a few steps of every stage, and, unless cutoffs are named, two of them; at most 32 test images
+            and PGD-2. To see that everything works.
         device, data_root, show_progress: as in `zoo.train`.
 
     Returns:
@@ -82,10 +89,12 @@ def sweep(
     chosen = [Code(text) for text in codes]
     bare = create(Name(natural.model), natural.model_kwargs)
     layers = layers_of(bare)
-    points = list(cutoffs) or (_weighty(bare) if single else layers[1:])
+    points = list(cutoffs) or _points(bare, single, coarse, smoke)
     jobs = [(code, point, retrained(bare, code, point, single)) for code in chosen for point in points]
     folder = Path(out)
     data = load_data(natural.dataset, "test", root=data_root)
+    if smoke:
+        n, steps = min(len(data) if n is None else n, SMOKE_IMAGES), min(steps, SMOKE_STEPS)
     data = data if n is None else data.subset(n)
     settings = {"n": len(data), "steps": steps, "seed": seed, "threat": str(natural.threat), "smoke": smoke}
     common = {"smoke": smoke, "device": device, "data_root": data_root}
@@ -171,6 +180,14 @@ def measure(model: nn.Module, data: Data, threat: Threat, *, steps: int, seed: i
     loss = float(F.cross_entropy(logits.double(), y))
     accuracy = float((logits.argmax(1) == y).float().mean())
     return {"loss": round(loss, 6), "accuracy": round(accuracy, 6), "clean": round(clean, 6)}
+
+
+def _points(model: nn.Module, single: bool, coarse: bool, smoke: bool) -> list[str]:
+    """The cutoffs of a sweep that names none; the first layer is none, because nothing lies before it."""
+    layers = layers_of(model)
+    points = _weighty(model) if single or coarse else layers
+    points = points if single else [name for name in points if name != layers[0]]
+    return [points[len(points) // 3], points[2 * len(points) // 3]] if smoke else points
 
 
 def _weighty(model: nn.Module) -> list[str]:
