@@ -315,8 +315,21 @@ def _tagged_name(variant: str, cfg: Any, pretrained: bool) -> Name | None:
     return Name(model, tag) if tag else None
 
 
+def _arguments(cls: type[nn.Module]) -> set[str]:
+    """What a class takes: where its constructor takes `**kwargs`, what those take that it hands them on to, too."""
+    known: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        given = inspect.signature(vars(base)["__init__"]).parameters.values()
+        known |= {p.name for p in given if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if all(p.kind != p.VAR_KEYWORD for p in given):
+            break
+    return known - {"self"}
+
+
 def _check_arguments(cls: type[nn.Module], variant: str, kwargs: Mapping[str, Any]) -> None:
-    known = {name for name in inspect.signature(cls).parameters if name != "self"}
+    known = _arguments(cls)
     for key in kwargs:
         if key not in known and key not in _BUILDER_ARGS:
             raise ContractError(f"{variant} takes no argument {key!r}; it takes {', '.join(sorted(known))}")

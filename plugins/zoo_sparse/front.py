@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.errors import ContractError, unknown
-from zoo.nn import Classifier, straight_through
+from zoo.nn import Classifier, Tap, keep, straight_through
 from zoo_base.adversary import wide
 from zoo_sparse.decoder import Decoder
 from zoo_sparse.encoder import Backward, SparseEncoder, differentiated
@@ -28,38 +29,41 @@ OWN_VALUES = ("identity", "smooth", "top-u", "full", "whole")
 
 
 class SparseFront(Classifier):
-    """Mix it in before a backbone's class, and call `set_front` in the constructor.
+    """Mix it in before a backbone's class, whose constructor gets the arguments that are not named here.
 
-    The backbone sees images that a decoder made of sparse codes. With an ensemble of E draws the model answers, in
-    eval mode, by the logarithm of the mean of E softmax outputs; features are those of one draw.
+    The backbone sees images that a decoder made of sparse codes, and normalises those. With an ensemble of E draws the
+    model answers, in eval mode, by the logarithm of the mean of E softmax outputs; features are those of one draw.
+
+    Args:
+        in_chans: channels of the images, also of those that the backbone sees.
+        img_size: of the images, which are square.
+        atoms, patch, stride, top, drop, beta, signed, quantised: of `SparseEncoder`.
+        widths, decoder: of `Decoder`, the latter its kind.
+        ensemble: E; 10 in the thesis.
+        **backbone: of the backbone.
+
+    Raises:
+        ContractError: numbers that do not fit each other.
     """
 
-    encoder: SparseEncoder
-    decoder: Decoder
-    ensemble: int
-    shortcut: str
-
-    def set_front(
+    def __init__(
         self,
-        in_chans: int,
-        img_size: int,
-        atoms: int,
-        patch: int,
-        stride: int,
-        top: int,
-        drop: float,
-        beta: float,
-        signed: bool,
-        widths: Sequence[int],
-        decoder: str,
-        ensemble: int,
-        quantised: bool,
+        in_chans: int = 3,
+        img_size: int = 32,
+        atoms: int = 500,
+        patch: int = 4,
+        stride: int = 2,
+        top: int = 50,
+        drop: float = 0.95,
+        beta: float = 3.0,
+        signed: bool = True,
+        quantised: bool = True,
+        widths: Sequence[int] = (300, 100),
+        decoder: str = "stride",
+        ensemble: int = 1,
+        **backbone: Any,
     ) -> None:
-        """Create encoder and decoder; arguments as `SparseResNet`.
-
-        Raises:
-            ContractError: numbers that do not fit each other.
-        """
+        super().__init__(in_chans=in_chans, **backbone)
         if img_size < patch:
             raise ContractError(f"img_size={img_size} is smaller than a patch of {patch} pixels")
         if ensemble < 1:
@@ -67,6 +71,10 @@ class SparseFront(Classifier):
         self.encoder = SparseEncoder(in_chans, atoms, patch, stride, top, drop, beta, signed, quantised)
         self.decoder = Decoder(atoms, in_chans, img_size, patch, stride, widths, decoder)
         self.ensemble, self.shortcut = ensemble, ""
+
+    def stages(self, x: Tensor, tap: Tap = keep) -> Iterator[Tensor]:
+        """Those of the backbone, on restored images; see `Classifier.stages`."""
+        yield from super().stages(self.restore(x), tap)
 
     def restore(self, x: Tensor) -> Tensor:
         """Images `[N,C,S,S]` in [0,1] to those that the decoder makes of their codes.
