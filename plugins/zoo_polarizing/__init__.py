@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from zoo.hookspecs import hookimpl
@@ -77,19 +78,30 @@ def _front(tag: str, dataset: str, stages: tuple[Stage, ...], summary: str, **ch
     )
 
 
-def _plain(dataset: str, tag: str, epochs: int, summary: str, params: Any = None, **changed: Any) -> Recipe:
-    """A twin; with params of an inner attack adversarially trained."""
-    objective = "natural" if params is None else "pgd_at"
-    stage = Stage(epochs=epochs, objective=f"zoo_base.recipe:{objective}", params=params or {}, **ADAM)
-    fields = {"threat": Threat.parse(SETTINGS[dataset.replace("-", "_")][1]), "holdout": 0, **changed}
-    validation = "zoo.validation:clean" if params is None else "zoo.validation:robust"
+def _plain(dataset: str, tag: str, epochs: int, summary: str, *attacks: dict[str, Any]) -> Recipe:
+    """A twin; with inner attacks adversarially trained, an epoch with each but the last."""
+    stages = [
+        Stage(epochs=1, objective="zoo_base.recipe:pgd_at", params=attack, **ADAM) for attack in attacks
+    ]
+    if not stages:
+        stages = [Stage(epochs=1, objective="zoo_base.recipe:natural", **ADAM)]
+    stages[-1] = replace(stages[-1], epochs=epochs)
     return Recipe(
-        model=PLAIN, tag=tag, dataset=dataset, stages=(stage,), summary=summary, validate=validation, **fields
+        model=PLAIN,
+        tag=tag,
+        dataset=dataset,
+        stages=tuple(stages),
+        summary=summary,
+        threat=Threat.parse(SETTINGS[dataset.replace("-", "_")][1]),
+        holdout=0,
+        validate=f"zoo.validation:{'robust' if attacks else 'clean'}",
     )
 
 
 # Madry et al. attack with 20 steps of a tenth of the budget; the thesis adds 10 restarts, which are left out.
 INNER = {"steps": 20, "rel_step": 0.1}
+# Against 0.3 from the first batch the network stayed at chance for four epochs; three fifths of the budget come first.
+FIRST, THEN = {"steps": 3, "rel_step": 0.2, "start": "clean"}, {"steps": 7}
 
 RECIPES = [
     _front("natural_mnist", "mnist", _stages(20, milestones="11"), "the thesis's three stages of 20 epochs"),
@@ -115,15 +127,21 @@ RECIPES = [
     _plain("fashion-mnist", "at_linf01_fashion_mnist", 20, "PGD adversarial training for 20 epochs", INNER),
     _plain("mnist", "short_mnist", 3, "plain training for three epochs"),
     _plain(
-        "mnist", "at_short_linf03_mnist", 4, "adversarial training with PGD-7 for four epochs", {"steps": 7}
+        "mnist",
+        "at_short_linf03_mnist",
+        3,
+        "adversarial training: an epoch within 0.18, three with PGD-7",
+        FIRST,
+        THEN,
     ),
     _plain("fashion-mnist", "short_fashion_mnist", 3, "plain training for three epochs"),
     _plain(
         "fashion-mnist",
         "at_short_linf01_fashion_mnist",
-        4,
-        "adversarial training with PGD-7 for four epochs",
-        {"steps": 7},
+        3,
+        "adversarial training: an epoch within 0.06, three with PGD-7",
+        FIRST,
+        THEN,
     ),
 ]
 
