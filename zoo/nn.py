@@ -203,6 +203,42 @@ class Classifier(nn.Module):
                 return
 
 
+class FlatClassifier(Classifier):
+    """A classifier whose hidden layers take flattened features, which fits its weights to one size of image.
+
+    A subclass implements `_hidden` and sets what it needs before its constructor calls `reset_classifier`, and
+    `head_hidden_size`, the size of what `fc` takes.
+    """
+
+    hidden: nn.Module
+
+    def _hidden(self) -> nn.Module:
+        """Fresh hidden layers: feature maps `[N,C,H,W]` in, `[N,F]` out."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Classify what `forward_features` returned; with `pre_logits` what leaves the hidden layers, `[N,F]`."""
+        hidden: Tensor = self.hidden(x)
+        return hidden if pre_logits else cast(Tensor, self.fc(hidden))
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the last layer by a fresh one; 0 classes leave the hidden layers.
+
+        Args:
+            global_pool: None, or "" with 0 classes, which drops the hidden layers too; nothing is pooled.
+        """
+        if global_pool not in (None, "") or (global_pool == "" and num_classes):
+            raise ContractError(f"global_pool={global_pool!r} is not possible: the features are flattened")
+        self.num_classes = num_classes
+        old = next(self.parameters())
+        if global_pool == "":
+            self.hidden = nn.Identity()
+        elif isinstance(getattr(self, "hidden", nn.Identity()), nn.Identity):
+            self.hidden = self._hidden().to(old.device, old.dtype)
+        self.fc = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
+        self.fc.to(old.device, old.dtype)
+
+
 def last(stages: Iterator[Tensor]) -> Tensor:
     """The last of several tensors, keeping none of the others."""
     feature = next(stages)

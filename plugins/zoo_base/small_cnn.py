@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from zoo.errors import ContractError
 from zoo.loading import build, timm_cfgs
-from zoo.nn import Classifier, Normalize, Tap, keep
+from zoo.nn import FlatClassifier, Normalize, Tap, keep
 from zoo_base import RECIPES
 from zoo_base.models import MODELS
 
 SMALLEST = 16  # the side of an image that leaves one position behind the second pooling
 
 
-class SmallCNN(Classifier):
+class SmallCNN(FlatClassifier):
     """Four convolutions and three fully connected layers for small images.
 
     The features are flattened, not pooled, so that the weights fit one size of image.
@@ -74,7 +74,6 @@ class SmallCNN(Classifier):
                 self.add_module(f"pool{index // 2}", nn.MaxPool2d(2, 2))
             before = channels
         self.set_features([width, 2 * width], [1, 4])
-        self.hidden: nn.Module = self._hidden()
         self.reset_classifier(num_classes)
         self.apply(init_convolution)
 
@@ -96,30 +95,12 @@ class SmallCNN(Classifier):
                 x = self.get_submodule(f"pool{index // 2}")(x)
         yield x
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Classify what `forward_features` returned; `[N,hidden]`, the last hidden layer, with `pre_logits`."""
-        hidden: Tensor = self.hidden(x)
-        return hidden if pre_logits else self.fc(hidden)
-
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the last layer by a fresh one; 0 classes leave the last hidden layer.
-
-        Args:
-            global_pool: None, or "" with 0 classes, which drops the hidden layers too; nothing is pooled.
-        """
-        if global_pool not in (None, "") or (global_pool == "" and num_classes):
-            raise ContractError(f"global_pool={global_pool!r} is not possible: the features are flattened")
-        self.num_classes = num_classes
-        old = next(self.parameters())
-        if global_pool == "":
-            self.hidden = nn.Identity()
-        elif isinstance(self.hidden, nn.Identity):
-            self.hidden = self._hidden().to(old.device, old.dtype)
-        self.fc = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
+        """As `FlatClassifier.reset_classifier`, with the last layer at 0 where `zero_init` asks for it."""
+        super().reset_classifier(num_classes, global_pool)
         if self.zero_init and isinstance(self.fc, nn.Linear):
             nn.init.zeros_(self.fc.weight)
             nn.init.zeros_(self.fc.bias)
-        self.fc.to(old.device, old.dtype)
 
 
 def init_convolution(module: nn.Module) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from zoo.errors import ContractError
 from zoo.loading import build, timm_cfgs
-from zoo.nn import Classifier, Normalize, Tap, keep
+from zoo.nn import FlatClassifier, Normalize, Tap, keep
 from zoo_evoshift.models import MODELS
 from zoo_evoshift.recipes import RECIPES
 
 
-class StackNet(Classifier):
+class StackNet(FlatClassifier):
     """Blocks of convolutions, each with a pooling behind it, then a hidden layer on the flattened features.
 
     Tap points: `act<i>_<j>`, what leaves convolution j of block i, after its ReLU.
@@ -68,7 +68,6 @@ class StackNet(Classifier):
                 before = channels
             self.add_module(f"pool{i}", nn.MaxPool2d(2))
         self.set_features([block[-1] for block in blocks], [2**i for i in range(1, len(blocks) + 1)])
-        self.hidden: nn.Module = self._hidden()
         self.reset_classifier(num_classes)
 
     def _hidden(self) -> nn.Sequential:
@@ -85,28 +84,6 @@ class StackNet(Classifier):
                 x = tap(f"act{i}_{j}", x)
             x = self.get_submodule(f"pool{i}")(x)
             yield x
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Classify what `forward_features` returned; `[N,hidden]`, the hidden layer, with `pre_logits`."""
-        hidden: Tensor = self.hidden(x)
-        return hidden if pre_logits else self.fc(hidden)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the last layer by a fresh one; 0 classes leave the hidden layer.
-
-        Args:
-            global_pool: None, or "" with 0 classes, which drops the hidden layer too; nothing is pooled.
-        """
-        if global_pool not in (None, "") or (global_pool == "" and num_classes):
-            raise ContractError(f"global_pool={global_pool!r} is not possible: the features are flattened")
-        self.num_classes = num_classes
-        old = next(self.parameters())
-        if global_pool == "":
-            self.hidden = nn.Identity()
-        elif isinstance(self.hidden, nn.Identity):
-            self.hidden = self._hidden().to(old.device, old.dtype)
-        self.fc = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
-        self.fc.to(old.device, old.dtype)
 
 
 class GrayNet(StackNet):
