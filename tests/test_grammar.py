@@ -6,7 +6,7 @@ import builtins
 import math
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import ZooError
@@ -30,6 +30,8 @@ near = st.text("abz019-_./:=,()'\" +eE\n\t\\[]{}*%", max_size=60)
 anything = st.one_of(st.text(max_size=80), near)
 
 
+# Drawing from regular expressions is slow while they are compiled; on a loaded machine that failed the health check.
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(names, tags)
 def test_name_round_trip(model, tag):
     name = parse_name(f"{model}.{tag}")
