@@ -23,6 +23,7 @@ from zoo.errors import ZooError
 @click.option("--optimizer", default="adam(lr=0.001)", show_default=True)
 @click.option("--epochs", type=int, default=8, show_default=True)
 @click.option("--vib-epochs", type=int, default=0, help="Of vibCE; default as --epochs.")
+@click.option("--vib-optimizer", default="", help="Of vibCE; default as --optimizer.")
 @click.option("--batch-size", type=int, default=64, show_default=True)
 @click.option("--seeds", type=int, default=3, show_default=True)
 @click.option("--placements", type=int, default=5, show_default=True, help="Random ones, in table 2.4.")
@@ -41,6 +42,7 @@ def study(
     optimizer: str,
     epochs: int,
     vib_epochs: int,
+    vib_optimizer: str,
     batch_size: int,
     seeds: int,
     placements: int,
@@ -80,6 +82,7 @@ def study(
         seeds=seeds,
         placements=placements,
         vib_epochs=vib_epochs,
+        vib_optimizer=vib_optimizer,
         channels=train.shape[0],
         num_classes=train.num_classes,
     )

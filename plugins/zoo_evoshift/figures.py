@@ -35,7 +35,7 @@ class Options:
         patterns: files of evolved pixels, one for each N_p.
         seeds: repeats.
         placements: random ones, beside each evolved pattern.
-        vib_epochs: of vibCE; 0 takes those of the base.
+        vib_epochs, vib_optimizer: of vibCE; 0 and "" take those of the base.
         channels, num_classes: of the data.
     """
 
@@ -44,6 +44,7 @@ class Options:
     seeds: int = 3
     placements: int = 5
     vib_epochs: int = 0
+    vib_optimizer: str = ""
     channels: int = 1
     num_classes: int = 10
 
@@ -174,8 +175,13 @@ def sensitivities(options: Options) -> list[Row]:
     for loss in ("ce", "vibce"):
         own = options.base
         if loss == "vibce":
-            epochs = options.vib_epochs or own.epochs
-            own = replace(own, model=f"vibce-{own.model.removeprefix('vibce-')}", loss="vibce", epochs=epochs)
+            own = replace(
+                own,
+                model=f"vibce-{own.model.removeprefix('vibce-')}",
+                loss="vibce",
+                epochs=options.vib_epochs or own.epochs,
+                optimizer=options.vib_optimizer or own.optimizer,
+            )
         given = replace(options, base=own)
         rows.append(_row(given, f"clean, {loss}", f"{loss}_clean", probe=saved[0][1]))
         for pixels, attack in saved:
@@ -260,6 +266,7 @@ def _summary(row: Row, answers: Sequence[Mapping[str, Any]], train: Data, test: 
         "n": len(test),
         "images": len(train),
         "epochs": first.epochs,
+        "batch_size": first.batch_size,
         "optimizer": first.optimizer,
         "trials": len(answers),
     }
