@@ -63,10 +63,11 @@ def test_accuracies_are_counted_among_all_images_and_the_gap_is_paired(tmp_path)
     assert found["noise"]["0"] == [0.8, 0.8]
     assert found["linf:0.1"] == 0.5  # of the first four, those at 0.45 and 0.55 break
     assert found["against"]["clean"] == 0.4
-    assert found["gap"]["0"]["gap"] == pytest.approx(0.4)
+    assert found["gap 0"] == pytest.approx(0.4)
     assert 0.4 <= found["noisy 0.3"] <= 0.8
     spread = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]).std() / 5**0.5
-    assert found["gap"]["0"]["high"] == pytest.approx(0.4 + 1.96 * float(spread), abs=1e-5)
+    assert found["gap 0 high"] == pytest.approx(0.4 + 1.96 * float(spread), abs=1e-5)
+    assert found["gap 0 low"] == pytest.approx(0.4 - 1.96 * float(spread), abs=1e-5)
     assert_readable(figures[0])
 
 

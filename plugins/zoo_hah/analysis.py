@@ -47,13 +47,13 @@ def protocol(
         draws: of the noise, at least 1.
         threats: threat models separated by blanks; "" for none.
         attacked: images to attack.
-        against, against_weights: a second model; "gap" is then what the first is above it.
+        against, against_weights: a second model; the gap is then what the first is above it.
         seed: of noise and attacks.
 
     Returns:
         "clean", "noisy 0.1", ... and "linf:2/255", ... as shares, "noise" {sigma: accuracy of each draw}; of the
-        second model the same under "against"; "gap" {sigma: {"gap", "low", "high"}} with a 95 % interval over the
-        images, paired, of the means over the draws.
+        second model the same under "against", and "gap 0.1", "gap 0.1 low", "gap 0.1 high", ...: how far the first
+        is above it under noise, with a 95 % interval over the images, paired, of the means over the draws.
 
     Raises:
         ZooError: no labels, or numbers out of range.
@@ -77,7 +77,8 @@ def protocol(
     first = {**head, "attacked": min(attacked, len(x)), "draws": draws, **first}
     for title, found, other in others:
         first["against"] = {"name": title, **found}
-        first["gap"] = {level: paired(right[level] - other[level]) for level in levels}
+        for level in levels:
+            first |= {f"gap {level}{key}": v for key, v in paired(right[level] - other[level]).items()}
     about = f"{len(x)} images of {data.name}, {draws} draws of the noise"
     _draw({title: found for title, found, _ in results}, levels, out / "noise.png", about)
     return first
@@ -113,10 +114,10 @@ def _attacked(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int)
 
 
 def paired(differences: Tensor) -> dict[str, float]:
-    """The mean of differences per image, `[N]`, with its normal 95 % interval."""
+    """The mean of differences per image, `[N]`, as "", and the ends " low" and " high" of its normal 95 % interval."""
     mean = float(differences.mean())
     error = float(differences.std()) / len(differences) ** 0.5 if len(differences) > 1 else float("nan")
-    bounds = {"gap": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
+    bounds = {"": mean, " low": mean - 1.96 * error, " high": mean + 1.96 * error}
     return {key: round(value, 6) for key, value in bounds.items()}
 
 
