@@ -32,7 +32,7 @@ from zoo.threat import Threat
 from zoo.training import train
 from zoo.update import Updater
 from zoo_polarizing.analysis import activations, filters, largest_tap
-from zoo_polarizing.attack import Through
+from zoo_polarizing.attack import PARTS, Through, annealed
 from zoo_polarizing.polarizing import HOW, PolarizingConv, fronts, passing, safe_radius, views
 from zoo_polarizing.recipe import bump, polarize, remember
 
@@ -124,7 +124,7 @@ def test_perfect_polarisation_removes_every_perturbation_from_the_logits() -> No
             noise = 2 * images(seed + 2, count=3, side=28) - 1
             assert torch.equal(model((x + 0.499 * noise.sign()).clamp(0, 1)), logits)
         assert not torch.equal(model(1 - x), logits)
-    adv = bind("polarizing-bpda(steps=3)").run(
+    adv = bind("polarizing-bpda(steps=3, targets=1)").run(
         model, x.float(), logits.argmax(1), Threat.parse("linf:0.49"), 0
     )
     with torch.no_grad():
@@ -294,6 +294,58 @@ def test_attack_takes_the_stronger_surrogate_and_obeys(trained: Any) -> None:
         assert torch.equal(view(x), logits) == (name != "soft"), name
     assert isinstance(Through("ce", "soft")(model, x, y), Tensor)
     assert not fronts(timm.create_model("cnn_mnist_polarizing"))
+
+
+def test_the_hardening_surrogate_finds_what_square_finds(trained: Any) -> None:
+    model, x, y = trained[0], trained[1][:24], trained[2][:24]
+    standing: dict[str, int] = {}
+    for call in (
+        "square(queries=100)",
+        "polarizing-bpda(steps=5, surrogates='identity,smooth,soft')",
+        "polarizing-bpda(surrogates=annealed, targets=3)",
+        "polarizing-bpda(steps=5, targets=2)",
+    ):
+        adv = bind(call).run(model, x, y, THREAT, 0)
+        assert bool(ball.inside(THREAT, x, adv).all())
+        standing[call] = int((model(adv).argmax(1) == y).sum())
+    square, direct, alone, own = standing.values()
+    assert alone < direct
+    assert alone <= square
+    assert own <= direct
+
+
+def test_annealing_goes_for_a_class_through_ever_steeper_surrogates(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, y = trained
+    rows = (model(x).argmax(1) == y).nonzero().squeeze(1)[:4]
+    x, y = x[rows], y[rows]
+    seen: list[tuple[str, float, float]] = []
+    goals: list[Tensor] = []
+
+    def watched(attacked: Any, images: Tensor, goal: Tensor, threat: Threat, **settings: Any) -> Tensor:
+        seen.append((attacked.front.how, attacked.front.steepness, settings["step_size"]))
+        goals.append(goal)
+        return settings["start"]
+
+    monkeypatch.setattr("zoo_polarizing.attack.perturb", watched)
+    with frozen(model):
+        annealed(model, x, y, THREAT, rank=1, seed=0)
+        assert torch.equal(annealed(model, x, y, THREAT, rank=9, seed=0), x)  # there are nine wrong classes
+        second = model(x).scatter(1, y[:, None], -torch.inf).topk(2).indices[:, 1]
+    hows, steepness, sizes = zip(*seen, strict=True)
+    assert len(seen) == PARTS
+    assert set(hows) == {"soft"}
+    assert (steepness[0], steepness[-1]) == pytest.approx((2, 32))
+    assert (sizes[0], sizes[-1]) == pytest.approx((0.5 * 0.15, 0.02 * 0.15))
+    assert list(steepness) == sorted(steepness)
+    assert list(sizes) == sorted(sizes, reverse=True)
+    assert torch.equal(goals[0], torch.stack([y, second], 1))
+    assert (model.front.how, model.front.steepness) == ("exact", 4.0)
+    z = torch.linspace(-1, 1, 9)  # none of them near a threshold of 0.35
+    model.front.steepness = 200.0
+    assert torch.allclose(model.front.softened(z), model.front.quantised(z), atol=1e-4)
+    model.front.steepness = 4.0
 
 
 # -- tables and bad input ----------------------------------------------------------------------------------

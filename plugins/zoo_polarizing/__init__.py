@@ -149,14 +149,15 @@ ATTACKS = [
     Attack(
         name="polarizing-bpda",
         run="zoo_polarizing.attack:polarizing_bpda",
-        summary="PGD through several surrogates of the quantiser and losses; the worst per image",
+        summary="PGD through several surrogates of the quantiser, one of which hardens, and losses; the worst per image",
         params={
             "steps": 40,
             "rel_step": None,
             "restarts": 1,
             "random_start": True,
-            "surrogates": "identity,smooth,soft",
+            "surrogates": "identity,smooth,soft,annealed",
             "losses": "ce,margin",
+            "targets": 9,
         },
     ),
 ]

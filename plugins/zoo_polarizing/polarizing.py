@@ -43,7 +43,7 @@ class PolarizingConv(nn.Conv2d):
         threshold: c of q(z) = (sgn(z - c) + sgn(z + c)) / 2, in (0,1).
 
     Attributes:
-        how: of `HOW`, see `passing`.
+        how, steepness: see `passing`.
         history: the filters at the start of each stage of training, one stage after the other in `[3K,C,5,5]`
             (torch's channels-last layout takes four dimensions only); zeros where there was none.
     """
@@ -60,7 +60,7 @@ class PolarizingConv(nn.Conv2d):
             raise ContractError(f"filters={filters} must be at least 1; the authors take {FILTERS}")
         super().__init__(in_channels, filters, SIDE, padding=SIDE // 2, bias=False)
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
-        self.threshold, self.how = float(threshold), HOW[0]
+        self.threshold, self.how, self.steepness = float(threshold), HOW[0], STEEPNESS
         self.register_buffer("history", torch.zeros(len(HISTORY) * filters, *self.weight.shape[1:]))
 
     @property
@@ -89,9 +89,9 @@ class PolarizingConv(nn.Conv2d):
         return 0.5 * (torch.sign(z - self.threshold) + torch.sign(z + self.threshold))
 
     def softened(self, z: Tensor) -> Tensor:
-        """q(z) with tanh(`STEEPNESS` .) for the sign."""
-        c = self.threshold
-        return 0.5 * (torch.tanh(STEEPNESS * (z - c)) + torch.tanh(STEEPNESS * (z + c)))
+        """q(z) with tanh(`steepness` .) for the sign."""
+        c, k = self.threshold, self.steepness
+        return 0.5 * (torch.tanh(k * (z - c)) + torch.tanh(k * (z + c)))
 
     def forward(self, x: Tensor) -> Tensor:
         """The quantised activations; what their gradient is, and whether they are quantised, says `how`."""
@@ -113,7 +113,7 @@ def fronts(model: nn.Module) -> list[PolarizingConv]:
 
 
 @contextlib.contextmanager
-def passing(model: nn.Module, how: str) -> Iterator[None]:
+def passing(model: nn.Module, how: str, steepness: float = STEEPNESS) -> Iterator[None]:
     """Inside, the front ends of a model compute or differentiate in another way; afterwards as before.
 
     Args:
@@ -121,6 +121,7 @@ def passing(model: nn.Module, how: str) -> Iterator[None]:
         how: "exact" is the model itself, whose gradient is 0; "identity" and "smooth" have its values and the
             gradient of z, or of tanh in place of the sign (BPDA, Athalye et al. 2018); "soft" has the values of
             tanh too; "off" has no quantiser, as in the first two stages of training.
+        steepness: of tanh; the higher, the nearer is "soft" to the quantiser and the narrower its gradient.
 
     Raises:
         UnknownName: of `how`.
@@ -128,14 +129,14 @@ def passing(model: nn.Module, how: str) -> Iterator[None]:
     if how not in HOW:
         raise unknown("surrogate", how, HOW)
     layers = fronts(model)
-    before = [layer.how for layer in layers]
+    before = [(layer.how, layer.steepness) for layer in layers]
     for layer in layers:
-        layer.how = how
+        layer.how, layer.steepness = how, steepness
     try:
         yield
     finally:
-        for layer, value in zip(layers, before, strict=True):
-            layer.how = value
+        for layer, values in zip(layers, before, strict=True):
+            layer.how, layer.steepness = values
 
 
 class View(nn.Module):
