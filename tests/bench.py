@@ -19,6 +19,7 @@ from typing import Any
 import bench_evoshift
 import bench_frequency
 import bench_hah
+import bench_sparse
 import bench_tisode
 
 Row = dict[str, Any]
@@ -369,6 +370,7 @@ SECTIONS = {
     "tisode": lambda: bench_tisode.tisode(alternate, row),
     "hah": lambda: bench_hah.hah(alternate, row),
     "frequency": lambda: bench_frequency.frequency(alternate, row),
+    "sparse": lambda: bench_sparse.sparse(alternate, row),
     "evoshift": lambda: bench_evoshift.evoshift(row),
 }
 
