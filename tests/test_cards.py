@@ -227,59 +227,6 @@ def test_a_failure_leaves_the_old_folder(model, result, tmp_path):
     assert (folder / "README.md").read_bytes() == before
 
 
-# The table of the README
-
-
-@pytest.fixture
-def readme(model, result, tmp_path, monkeypatch):
-    root = tmp_path / "cards"
-    cards.stage(NAME, model, [result, replace(result, robust=None)], root)
-    jpeg = Name("tiny-test", "at_jpeg")
-    cards.stage(jpeg, model, [replace(result, name=str(jpeg), dataset="dots-jpeg", clean=0.5)], root)
-    monkeypatch.setattr(cards, "cards_dir", lambda: root)
-    path = tmp_path / "README.md"
-    path.write_text("# Zoo\n\n<!-- results -->\nold\n<!-- /results -->\n\nend\n")
-    return path
-
-
-def test_the_table_is_written_between_the_marks(readme):
-    assert cards.update_readme(readme)
-    text = readme.read_text()
-    assert text.startswith("# Zoo\n\n<!-- results -->\n")
-    assert text.endswith("<!-- /results -->\n\nend\n")
-    assert "old" not in text
-    row = "| tiny-test.at_dots | dots | linf:8/255 | 200 | 91.5 % | 43.25 % (36.0 to 50.0) | quick-1 | pgd(steps=20) |"
-    assert row in text
-    assert row.replace("43.25 %", "not measured") in text
-    assert not cards.update_readme(readme)
-
-
-def test_jpeg_and_original_images_never_share_a_table(readme):
-    cards.update_readme(readme)
-    first, second = readme.read_text().split("On `dots-jpeg`:")
-    assert "at_dots" in first
-    assert "at_jpeg" not in first
-    assert "at_jpeg" in second
-    assert "at_dots" not in second
-
-
-@pytest.mark.parametrize("text", ["# Zoo", "<!-- results -->", "<!-- /results --><!-- results -->"])
-def test_a_readme_without_marks_is_refused(readme, text):
-    readme.write_text(text)
-    with pytest.raises(ZooError) as info:
-        cards.update_readme(readme)
-    one_line(info, "<!-- results -->")
-    assert readme.read_text() == text
-
-
-def test_a_malformed_card_is_named(readme, tmp_path):
-    path = tmp_path / "cards" / str(NAME) / "results.json"
-    path.write_text('{"results": 3}')
-    with pytest.raises(ZooError) as info:
-        cards.update_readme(readme)
-    one_line(info, str(path))
-
-
 # Front matter of strangers
 
 
@@ -331,12 +278,3 @@ def test_the_texts_of_a_card_are_written_again_and_its_numbers_stay(model, resul
     with pytest.raises(ZooError) as info:
         cards.rewrite(folder)
     one_line(info, "stage the card again")
-
-
-def test_a_table_has_the_interval_beside_the_worst_case(result):
-    low, high = (f"{100 * bound:.1f}" for bound in result.interval)
-    assert f" ({low} to {high}) |" in cards.results_table([result.to_dict()])
-    assert (
-        "to"
-        not in cards.results_table([replace(result, robust=None, interval=None).to_dict()]).splitlines()[2]
-    )

@@ -127,7 +127,7 @@ class Suite:
 
 
 def expand(suite: str, own: str, further: Sequence[str] = ()) -> Suite:
-    """The attacks of a suite; "own" becomes the model's own attack, if it has one.
+    """The attacks of a suite; "own" becomes the model's own attack, if it has one. What comes twice runs once.
 
     Args:
         suite: the name of a registered protocol, or attacks separated by semicolons.
@@ -146,8 +146,9 @@ def expand(suite: str, own: str, further: Sequence[str] = ()) -> Suite:
     chosen = [own if call == "own" else call for call in calls if call != "own" or own]
     if not chosen and not further:
         raise ZooError(f"suite {suite!r}: the model has no attack of its own; take another suite")
-    name += "+" * bool(further)
-    return Suite(name, tuple(bind(call) for call in (*chosen, *further)), cascade)
+    bound, more = ({str(item): item for item in map(bind, some)} for some in (chosen, further))
+    name += "+" * bool(more.keys() - bound.keys())
+    return Suite(name, tuple({**bound, **more}.values()), cascade)
 
 
 def _listed(suite: str) -> tuple[str, ...]:

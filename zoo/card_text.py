@@ -1,4 +1,4 @@
-"""What a card says to people: its README, and the table of all of them. Never computes a number."""
+"""What a card says to people, and tables of results. Never computes a number."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _recipe_table(recipe: Recipe) -> str:
         rows.append(
             (f"stage {index}", f"{text}, `{part.schedule}`" + (f", `{part.augment}`" if part.augment else ""))
         )
-    return _markdown(("what", "value"), rows)
+    return markdown_table(("what", "value"), rows)
 
 
 def _attack_table(row: Mapping[str, Any]) -> str:
@@ -80,7 +80,7 @@ def _attack_table(row: Mapping[str, Any]) -> str:
     if calls:
         lines = sorted(calls.items(), key=lambda item: float(item[1]))
         parts.append(
-            _markdown(
+            markdown_table(
                 ("attack", row["metric"]),
                 [(f"`{call}`", _shown(value, row["metric"])) for call, value in lines],
             )
@@ -105,7 +105,7 @@ def _corruption_table(row: Mapping[str, Any], corruptions: Mapping[str, Any]) ->
         f"Mean over all {len(corruptions['calls'])}: {_shown(corruptions['mean'])}. Right on the clean image and under "
         f"every one: {_shown(corruptions['everywhere'])}. No adversary chose these images."
     )
-    return f"{_markdown(header, lines)}\n\n{note}"
+    return f"{markdown_table(header, lines)}\n\n{note}"
 
 
 def _diagnosis(found: Mapping[str, Any]) -> str:
@@ -116,7 +116,7 @@ def _diagnosis(found: Mapping[str, Any]) -> str:
         (check["name"], "FLAG" if check["flagged"] else "ok", f"{check['value']:.4g}", check["detail"])
         for check in found["checks"]
     ]
-    table = _markdown(("check", "verdict", "value", "seen"), lines)
+    table = markdown_table(("check", "verdict", "value", "seen"), lines)
     meanings = [
         f"* `{check['name']}`: {MEANING[check['name']]}" for check in found["checks"] if check["flagged"]
     ]
@@ -129,12 +129,12 @@ def _analysis(found: Mapping[str, Any]) -> str:
     about = ("analysis", "name", "dataset", "n")
     numbers = [(k, f"{v:.6g}") for k, v in found.items() if isinstance(v, int | float) and k not in about]
     head = f"## Analysis `{found['analysis']}`\n\n{found['n']} images of {found['dataset']}; 'zoo analyse' runs it again."
-    return f"{head}\n\n{_markdown(('number', 'value'), numbers)}" if numbers else head
+    return f"{head}\n\n{markdown_table(('number', 'value'), numbers)}" if numbers else head
 
 
 def results_table(rows: Iterable[Mapping[str, Any]]) -> str:
     """A Markdown table of results, as `Result.to_dict()` gives them."""
-    return _markdown(COLUMNS, [_result_row(row) for row in rows])
+    return markdown_table(COLUMNS, [_result_row(row) for row in rows])
 
 
 def _result_row(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -151,7 +151,8 @@ def _result_row(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (row["name"], row["dataset"], row["threat"], *numbers, short(row["protocol"]), strongest)
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of texts."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 

@@ -1,4 +1,4 @@
-"""Cards: the folder of a Hub repository, its README, the table of all of them. Never computes a number."""
+"""Cards: the folder of a Hub repository and its README. Never computes a number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.card_text import percent, prose, results_table, short
+from zoo.card_text import percent, prose, short
 from zoo.catalogue import WEIGHTS_FILE, cards_dir
 from zoo.errors import IntegrityError, ZooError
 from zoo.files import atomic_folder, sha256_of, write_text
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 FRONT_MATTER_LIMIT = 1 << 18  # characters
-MARKS = ("<!-- results -->", "<!-- /results -->")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TASKS = {"classify": "image-classification", "denoise": "image-to-image"}
@@ -84,9 +83,7 @@ def rewrite(folder: Path) -> bool:
         ZooError: results.json is missing or malformed.
         UnknownName: no plugin registers the model.
     """
-    path = folder / "results.json"
-    rows = [Result.from_dict(row) for row in _card_rows(path)]
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept, rows = _read(folder / "results.json"), read_results(folder)
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.suffix in (".md", ".yaml")}
     _write_card(parse_name(folder.name), rows, kept.get("explain", {}), folder, kept.get("analyses", ()))
     return any(not file.is_file() or file.read_bytes() != old for file, old in before.items())
@@ -311,45 +308,38 @@ def _dump_yaml(data: Any) -> str:
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000))
 
 
-def update_readme(path: Path) -> bool:
-    """Rewrite the results between the two marks of a README from the bundled cards.
+def card_folders(chosen: Iterable[str | Path] = ()) -> list[Path]:
+    """Some card folders, or all bundled ones."""
+    given = [Path(folder).resolve() for folder in chosen]
+    return given or sorted(file.parent for file in cards_dir().glob("*/results.json"))
 
-    `cifar10` and `cifar10-jpeg` are different images and never share a table.
 
-    Returns:
-        Whether the file changed.
+def read_results(folder: Path) -> list[Result]:
+    """The results of a card.
 
     Raises:
-        ZooError: the README has no marks, or a card is malformed.
+        ZooError: results.json is missing or malformed.
     """
-    text = path.read_text(encoding="utf-8")
-    before, start, rest = text.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not start or not end:
-        raise ZooError(f"{path} has no block between {MARKS[0]} and {MARKS[1]}; add the two marks")
-    rows = [row for folder in sorted(cards_dir().glob("*/results.json")) for row in _card_rows(folder)]
-    images = [row for row in rows if row["metric"] == "psnr"]
-    rows = [row for row in rows if row["metric"] != "psnr"]
-    names = sorted({row["dataset"] for row in rows if row["dataset"].endswith("-jpeg")})
-    tables = [results_table(row for row in rows if row["dataset"] not in names)] if rows else []
-    tables += [f"On `{name}`:\n\n" + results_table(r for r in rows if r["dataset"] == name) for name in names]
-    if images:
-        tables.append(
-            "Denoisers, mean PSNR; clean is under noise that nobody chose:\n\n" + results_table(images)
-        )
-    new = f"{before}{start}\n" + "\n\n".join(tables) + f"\n{end}{after}"
-    if new == text:
-        return False
-    write_text(path, new)
-    return True
+    return [Result.from_dict(row) for row in _read(folder / "results.json")["results"]]
 
 
-def _card_rows(path: Path) -> list[dict[str, Any]]:
+def read_explained(folder: Path) -> dict[str, str]:
+    """The reason that a card gives for each flag.
+
+    Raises:
+        ZooError: results.json is missing or malformed.
+    """
+    return dict(_read(folder / "results.json").get("explain", {}))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["results"]
-        return [Result.from_dict(row).to_dict() for row in rows]
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for row in found["results"]:
+            Result.from_dict(row)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ZooError(f"{path} is malformed ({error}); stage the card again") from error
+    return found
 
 
 def read_front_matter(text: str) -> dict[str, Any]:

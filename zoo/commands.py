@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,25 +71,36 @@ def cards_add(name: str, weights: str, explain: Sequence[str], **options: Any) -
 @click.argument("folders", nargs=-1, type=click.Path(exists=True, file_okay=False))
 def cards_write(folders: Sequence[str]) -> None:
     """Write the texts of card FOLDERS, or of all bundled ones, again from their results; no number changes."""
-    from pathlib import Path
+    from zoo.cards import card_folders, rewrite
 
-    from zoo.cards import rewrite
-    from zoo.catalogue import cards_dir
-
-    chosen = [Path(folder) for folder in folders]
-    for folder in chosen or sorted(file.parent for file in cards_dir().glob("*/results.json")):
-        click.echo(f"{folder.name}: {'written' if rewrite(folder.resolve()) else 'already up to date'}")
+    for folder in card_folders(folders):
+        click.echo(f"{folder.name}: {'written' if rewrite(folder) else 'already up to date'}")
 
 
 @cards.command("table")
 @click.argument("readme", default="README.md", type=click.Path(exists=True))
 def cards_table(readme: str) -> None:
-    """Rewrite the results table of a README from the bundled cards."""
+    """Rewrite the tables of a README from the bundled cards and the published figures."""
     from pathlib import Path
 
-    from zoo.cards import update_readme
+    from zoo.readme import update
 
-    click.echo("updated" if update_readme(Path(readme)) else "already up to date")
+    click.echo("updated" if update(Path(readme)) else "already up to date")
+
+
+@cards.command("check")
+@click.argument("folders", nargs=-1, type=click.Path(exists=True, file_okay=False))
+def cards_check(folders: Sequence[str]) -> None:
+    """Do card FOLDERS, or all bundled ones, tell the truth? Exit code 1 and a line for each thing that is wrong."""
+    from zoo.cards import card_folders
+    from zoo.lint import lint
+
+    found = {folder: lint(folder) for folder in card_folders(folders)}
+    for folder, lines in found.items():
+        click.echo(f"{folder.name}: {'ok' if not lines else lines[0] if len(lines) == 1 else ''}".rstrip())
+        for line in lines if len(lines) > 1 else ():
+            click.echo(f"  {line}")
+    sys.exit(1 if any(found.values()) else 0)
 
 
 @click.command()

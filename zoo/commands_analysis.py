@@ -47,14 +47,27 @@ def analyse(name: str, analysis: str, out: str | None, params: Sequence[str], **
 @click.option(
     "--results", multiple=True, type=click.Path(), help="A folder of yours from evaluate or analyse."
 )
+@click.option(
+    "--format", "form", type=click.Choice(["text", "markdown", "csv"]), default="text", show_default=True
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def reproduce(table: str, results: Sequence[str], as_json: bool) -> None:
-    """Print a published TABLE (as cifs:4.1) beside what was measured here; without one, list them."""
-    from zoo.reproduce import reproduce as compare
-    from zoo.reproduce import tables
+def reproduce(table: str, results: Sequence[str], form: str, as_json: bool) -> None:
+    """Print a published TABLE (as cifs:4.1) beside what was measured here; without one, list them.
 
-    if ":" not in table:
-        click.echo("\n".join(tables(table or None)))
+    As Markdown, CSV or JSON, 'cifs' gives all tables of the plugin, and nothing those of every plugin.
+    """
+    from zoo.reproduce import CSV_COLUMNS, tables
+    from zoo.reproduce import reproduce as compare
+
+    names = [table] if ":" in table else tables(table or None)
+    if ":" not in table and form == "text" and not as_json:
+        click.echo("\n".join(names))
         return
-    found = compare(table, results)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.text())
+    found = [compare(name, results) for name in names]
+    if as_json:
+        plain = [each.to_dict() for each in found]
+        click.echo(json.dumps(plain[0] if ":" in table else plain, indent=2))
+    elif form == "csv":
+        click.echo("\n".join([",".join(CSV_COLUMNS), *(each.csv().rstrip("\n") for each in found)]))
+    else:
+        click.echo("\n\n".join(each.markdown() if form == "markdown" else each.text() for each in found))

@@ -244,3 +244,38 @@ def card_yaml(model_name: str, results: Iterable[Mapping[str, Any]], **header: A
     if evaluations:
         header |= {"model_name": model_name, "eval_results": evaluations}
     return ModelCardData(**header).to_yaml()
+
+
+def check_card_yaml(text: str) -> None:
+    """Whether the Hub can read the head of a model card, its model-index included.
+
+    Raises:
+        IntegrityError: it cannot.
+    """
+    from zoo.cards import read_front_matter
+
+    head = read_front_matter(text)
+    try:
+        data = ModelCardData(**head, ignore_metadata_errors=False)
+    except (TypeError, ValueError, KeyError) as error:
+        raise IntegrityError(f"the Hub cannot read the card's head: {str(error).splitlines()[0]}") from error
+    if not data.license or not data.tags:
+        raise IntegrityError("the card's head names no license or no tags; write the card again")
+
+
+def check_eval_results(path: Path) -> None:
+    """Whether the Hub can read a file of `.eval_results`.
+
+    Raises:
+        IntegrityError: it cannot.
+    """
+    import yaml
+
+    try:
+        from huggingface_hub import parse_eval_result_entries
+    except ImportError:  # a library from before the format, which this folder then only carries
+        return
+    try:
+        parse_eval_result_entries(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, TypeError, ValueError, KeyError) as error:
+        raise IntegrityError(f"the Hub cannot read {path.name}: {str(error).splitlines()[0]}") from error

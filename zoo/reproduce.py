@@ -20,18 +20,25 @@ several) for each row:
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.card_text import markdown_table
 from zoo.catalogue import read_card
 from zoo.errors import ZooError, unknown
 from zoo.grammar import Name, parse_name
 from zoo.registry import Plugin, registry
 from zoo.result import corruption_rows
 
+NOTHING = ("nothing of this table was measured here yet",)
+CSV_COLUMNS = (
+    *("table", "row", "column", "unit", "published", "measured", "difference"),
+    *("model", "epochs", "n", "dataset"),
+)
 PAPER_FILE, TABLES_FILE, MEASURED_FILE = "paper.csv", "tables.json", "measured.json"
 
 
@@ -43,6 +50,26 @@ class Cell:
     column: str
     published: str
     measured: float | None = None
+    model: str = ""  # `model.tag`, or another name of what was measured
+    epochs: int | None = None  # that the tag is trained
+    n: int | None = None
+    dataset: str = ""
+
+    @property
+    def difference(self) -> float | None:
+        """Measured less published; None where one of them is missing or the published text is no number."""
+        try:
+            return None if self.measured is None else self.measured - float(self.published.partition("±")[0])
+        except ValueError:
+            return None
+
+    @property
+    def source(self) -> str:
+        """What was measured, in a line; "" where nothing was."""
+        if self.measured is None:
+            return ""
+        trained = f", {self.epochs} epoch{'s' * (self.epochs != 1)}" if self.epochs is not None else ""
+        return f"{self.model}{trained}, n = {self.n} of {self.dataset}"
 
 
 @dataclass(frozen=True)
@@ -57,24 +84,43 @@ class Reproduction:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        cells = [vars(cell) for cell in self.cells]
+        cells = [{**vars(cell), "difference": cell.difference} for cell in self.cells]
         lists = {"sources": list(self.sources), "notes": list(self.notes)}
         return {"table": self.name, "unit": self.unit, "cells": cells, **lists}
 
     def text(self) -> str:
         """For people: `published / measured` in every cell, blank where there is no figure."""
+        lines = self._lines()
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        text = [f"{self.name}, published / measured here, {self.unit or 'no unit'}"]
+        text += ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join([*text, *(self.sources or NOTHING), *self.notes])
+
+    def markdown(self) -> str:
+        """The same as a Markdown table, what was measured and the notes below it."""
+        head, *rows = self._lines()
+        below = "\n".join(f"* {line}" for line in (*(self.sources or NOTHING), *self.notes))
+        unit = f", {self.unit}" if self.unit else ""
+        return f"### {self.name}: published / measured here{unit}\n\n{markdown_table(head, rows)}\n\n{below}"
+
+    def csv(self) -> str:
+        """A line for each cell, in the order of `CSV_COLUMNS`: the figures, and what was measured on how much."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for c in self.cells:
+            numbers = (None if v is None else f"{v:.6g}" for v in (c.measured, c.difference))
+            about = (c.model, c.epochs, c.n, c.dataset) if c.measured is not None else ("",) * 4
+            writer.writerow((self.name, c.row, c.column, self.unit, c.published, *numbers, *about))
+        return text.getvalue()
+
+    def _lines(self) -> list[list[str]]:
         rows, columns = (
             list(dict.fromkeys(getattr(c, side) for c in self.cells)) for side in ("row", "column")
         )
         found = {(cell.row, cell.column): cell for cell in self.cells}
-        lines = [["", *columns]]
         digits = {"dB": 2, "norm": 3, "ratio": 2}.get(self.unit, 1)
-        lines += [[row, *(_shown(found.get((row, column)), digits) for column in columns)] for row in rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
-        text = [f"{self.name}, published / measured here, {self.unit or 'no unit'}"]
-        text += ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-        sources = self.sources or ("nothing of this table was measured here yet",)
-        return "\n".join([*text, *sources, *self.notes])
+        body = [[row, *(_shown(found.get((row, column)), digits) for column in columns)] for row in rows]
+        return [["", *columns], *body]
 
 
 def tables(method: str | None = None) -> list[str]:
@@ -112,24 +158,19 @@ def reproduce(name: str, folders: Iterable[str | Path] = ()) -> Reproduction:
     own = Path(plugin.folder, MEASURED_FILE)
     extra += _listed(_read(own)) if own.is_file() else []
     cells: list[Cell] = []
-    sources: dict[str, None] = {}
+    unit = published[table][0][3]
     for row, column, value, _ in published[table]:
         metric = mapping.get("columns", {}).get(column)
         metrics = _several(metric.get(row) if isinstance(metric, dict) else metric)
         named = mapping.get("rows", {}).get(row)
         models = _several(named.get(column) if isinstance(named, dict) else named)
         found = (_measured(model, metrics, extra) for model in models if metrics)
-        measured, source = next((pair for pair in found if pair[1]), (None, ""))
-        if source:
-            sources[f"{row}: {source}"] = None
-        cells.append(Cell(row, column, value, measured))
-    unit = published[table][0][3]
-    if unit == "%":
-        cells = [
-            Cell(c.row, c.column, c.published, None if c.measured is None else 100 * c.measured)
-            for c in cells
-        ]
-    return Reproduction(name, unit, tuple(cells), tuple(sources), tuple(_several(mapping.get("notes"))))
+        measured: dict[str, Any] = next((about for about in found if about), {})
+        if unit == "%" and measured:
+            measured["measured"] *= 100
+        cells.append(Cell(row, column, value, **measured))
+    sources = tuple(dict.fromkeys(f"{cell.row}: {cell.source}" for cell in cells if cell.source))
+    return Reproduction(name, unit, tuple(cells), sources, tuple(_several(mapping.get("notes"))))
 
 
 def _plugins(method: str | None) -> list[Plugin]:
@@ -171,10 +212,8 @@ def _several(entry: str | list[str] | None) -> list[str]:
     return [entry] if isinstance(entry, str) else list(entry or ())
 
 
-def _measured(
-    model: str, metrics: Sequence[str], extra: Sequence[dict[str, Any]]
-) -> tuple[float | None, str]:
-    """The least of some numbers in the first result of the model that has all, and what it was measured on."""
+def _measured(model: str, metrics: Sequence[str], extra: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The least of some numbers in the first result of the model that has all, with the fields of its `Cell`."""
     name = parse_name(model, tag="required")
     card = read_card(name)
     stored = (*card.get("results", []), *card.get("analyses", []))
@@ -184,16 +223,16 @@ def _measured(
         known |= {**result.get("per_attack", {}), **result.get("extra", {}), **result}
         values = [known[metric] for metric in metrics if isinstance(known.get(metric), int | float)]
         if len(values) == len(metrics):
-            return float(min(values)), f"{name}{_trained(name)}, n = {result['n']} of {result['dataset']}"
-    return None, ""
+            about = {"model": str(name), "epochs": _epochs(name), "n": result["n"]}
+            return {"measured": float(min(values)), **about, "dataset": result["dataset"]}
+    return {}
 
 
-def _trained(name: Name) -> str:
-    """How long a tag is trained; "" for what is no recipe."""
+def _epochs(name: Name) -> int | None:
+    """How long a tag is trained; None for what is no recipe."""
     if str(name) not in registry().names("recipes"):
-        return ""
-    epochs = sum(stage.epochs for stage in registry().recipe(name).stages)
-    return f", {epochs} epoch{'s' * (epochs != 1)}"
+        return None
+    return sum(stage.epochs for stage in registry().recipe(name).stages)
 
 
 def _results(folder: Path) -> list[dict[str, Any]]:

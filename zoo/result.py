@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ SCHEMA = 1
 OWN_ATTACK_MISSING = "the model's own adaptive attack was not part of the suite"
 PLAIN_TOO_HIGH = "plain-pgd-too-high"  # the flag of a model that plain PGD flatters
 PLAIN_GAP = 0.05  # by more than this
+Z95 = 1.959963984540054  # of the normal distribution, two-sided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +185,7 @@ def _span(interval: tuple[float, float]) -> str:
     return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
 
 
-def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     """The Wilson score interval of a share (95 % by default)."""
     if n == 0:
         return (0.0, 1.0)
@@ -192,6 +193,19 @@ def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float,
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return (max(0.0, centre - half), min(1.0, centre + half))
+
+
+def paired(first: Sequence[bool], second: Sequence[bool], z: float = Z95) -> tuple[float, float, float]:
+    """The difference of two shares on the same images, first less second, and its interval (95 % by default).
+
+    The interval is that of Agresti and Min (2005): of Wald, half an image added to each of the four counts.
+    """
+    n = len(first)
+    gained = sum(a and not b for a, b in zip(first, second, strict=True))
+    lost = sum(b and not a for a, b in zip(first, second, strict=True))
+    centre = (gained - lost) / (n + 2)
+    half = z * math.sqrt(gained + lost + 1 - (gained - lost) ** 2 / (n + 2)) / (n + 2)
+    return (gained - lost) / max(n, 1), max(-1.0, centre - half), min(1.0, centre + half)
 
 
 def flattered(flags: Iterable[str], per_attack: Mapping[str, float], robust: float | None) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from zoo.attacks import expand
 from zoo.catalogue import full_name, local_folder
 from zoo.errors import NoWeights, ZooError
 from zoo.evaluation import evaluate
@@ -175,5 +176,5 @@ def _suite(stored: Result) -> tuple[str, list[str]]:
         raise ZooError(
             f"{label} is {name}@{protocol.version} here; results of different protocols do not compare"
         )
-    size = len(protocol.attacks) - ("own" in protocol.attacks and not stored.extra.get("own_attack"))
-    return name, list(stored.per_attack)[size:]
+    own = {str(item) for item in expand(name, stored.extra.get("own_attack") or "").attacks}
+    return name, [call for call in stored.per_attack if call not in own]
