@@ -27,6 +27,7 @@ def activations_plot(
         threshold, eps: in units of z.
         path, about: of the picture; what was measured.
     """
+    about += "; dashed: the thresholds" + (f", shaded: nearer to one than eps = {eps:g}" if eps else "")
     figure = new_figure(3.3 * len(counts) + 0.5, 3.6, "Normalised activations of the front end", about)
     for axes, (stage, shares) in zip(
         figure.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True
@@ -43,6 +44,7 @@ def activations_plot(
         axes.set_yscale("log")
         axes.set_ylim(1e-3, 100)
         axes.set_xlim(-1, 1)
+        axes.set_xticks((-1, -threshold, 0, threshold, 1))
         axes.set_title(f"{stage}: {danger[stage]:.1%} in danger", fontsize=10, color=INK)
         axes.set_xlabel("activation / L1 norm of the filter", fontsize=9, color=SOFT)
     figure.axes[0].set_ylabel(f"% of activations in {2 / len(shares):g}", fontsize=9, color=SOFT)
@@ -57,10 +59,10 @@ def filters_plot(sheets: Mapping[str, Tensor], largest: Mapping[str, float], pat
         largest: median share of the largest tap.
         path, about: of the picture; whose filters they are.
     """
-    figure = new_figure(3.2 * len(sheets) + 0.3, 3.9, "Filters of the front end", about)
-    for part, (stage, weight) in zip(
-        figure.subfigures(1, len(sheets), squeeze=False)[0], sheets.items(), strict=True
-    ):
+    about += "; red above 0, blue below, each on its own scale"
+    figure = new_figure(3.4 * len(sheets) + 0.3, 3.9, "Filters of the front end", about)
+    parts = figure.subfigures(1, len(sheets), squeeze=False, wspace=0.08)[0]
+    for part, (stage, weight) in zip(parts, sheets.items(), strict=True):
         side = math.ceil(math.sqrt(len(weight)))
         part.suptitle(f"{stage}: largest tap {largest[stage]:.2f}", fontsize=10, color=INK)
         for number, axes in enumerate(part.subplots(side, side, squeeze=False).flat):
