@@ -78,11 +78,28 @@ def test_a_pattern_survives_its_file(tmp_path):
     assert json.loads((tmp_path / "deep" / "pattern.json").read_text())["about"]["seed"] == 4
 
 
-def test_the_search_space_is_mirrored_at_its_border():
-    inside = [0.1, 0.9, 0.25, 0.6, 0.3, 1.0]
-    mirrored = [-0.1, 1.1, -0.25, 1.4, 2.3, 1.0]
-    assert decode(inside, SHAPE, 2) == decode(mirrored, SHAPE, 2)
+def test_the_search_space_mirrors_places_and_clips_intensities():
+    inside = [0.1, 0.9, 0.0, 0.6, 0.3, 1.0]
+    around = [-0.1, 1.1, -0.25, 1.4, 2.3, 1.7]
+    assert decode(inside, SHAPE, 2) == decode(around, SHAPE, 2)
+    assert around[2] == -0.25  # the point itself is left alone
     assert decode([1.0, 1.0, 1.0], SHAPE, 1).classes[0][0][:2] == (7, 7)
+
+
+def test_a_search_starts_at_uniform_places_and_white(monkeypatch):
+    """The first generation, of a search over many classes: places all over the image, most pixels white or nearly."""
+    seen = []
+
+    def look(job, *, shape, num_classes, **shared):
+        seen.extend(p for pixels in decode(job[0], shape, num_classes).classes for p in pixels)
+        return {"score": 0.0, "clean": 0.0}
+
+    monkeypatch.setattr("zoo_evoshift.evolve.work", look)
+    data = toy(80, classes=4)
+    evolve(data.images, data.labels, 40, Search(generations=1, population=8, training=QUICK))
+    assert np.bincount([p.x for p in seen], minlength=8).min() > 10
+    assert 0.4 < np.mean([p.value[0] == 1 for p in seen]) < 0.6
+    assert np.mean([p.value[0] for p in seen]) > 0.85
 
 
 def test_random_places_are_uniform_and_seeded():
@@ -95,6 +112,23 @@ def test_random_places_are_uniform_and_seeded():
         == random_pattern(SHAPE, 4, seed=1)
         != random_pattern(SHAPE, 4, seed=2)
     )
+
+
+def test_random_places_may_have_one_intensity():
+    drawn, white = (random_pattern(SHAPE, 4, 2, seed=3, value=value) for value in (None, 1.0))
+    places = [[(p.x, p.y) for c in found.classes for p in c] for found in (drawn, white)]
+    assert places[0] == places[1]
+    assert {p.value for c in white.classes for p in c} == {(1.0,)}
+    assert len({p.value for c in drawn.classes for p in c}) == 8
+    data = toy(8)
+    made = zoo.perturb(data, "random-pixels(pixels=2, value=1.0)", seed=3)
+    assert torch.equal(made.images, white.apply(data.images, data.labels))
+    for wrong in ("random-pixels(value=255)", "random-pixels(value='x')"):
+        with pytest.raises(ZooError, match="0 is white"):
+            zoo.perturb(data, wrong, seed=3)
+    for wrong in (5, "'two'"):
+        with pytest.raises(ZooError, match="the pattern has 4"):
+            zoo.perturb(data, f"random-pixels(attacked={wrong})", seed=3)
 
 
 def test_the_heuristic_puts_distinct_white_pixels_on_the_border():
@@ -218,8 +252,10 @@ def test_the_search_climbs(monkeypatch):
     data = toy(8)
 
     def closeness(job, **shared):
-        folded = np.abs((np.array(job[0]) + 1) % 2 - 1)
-        return {"score": -float(np.square(folded - target).sum()), "clean": 0.0}
+        points = np.array(job[0]).reshape(-1, 3)
+        points[:, :2] = np.abs((points[:, :2] + 1) % 2 - 1)
+        points[:, 2] = points[:, 2].clip(0, 1)
+        return {"score": -float(np.square(points.ravel() - target).sum()), "clean": 0.0}
 
     monkeypatch.setattr("zoo_evoshift.evolve.work", closeness)
     found = evolve(data.images, data.labels, 4, Search(generations=70, training=QUICK))

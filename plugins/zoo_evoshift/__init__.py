@@ -33,8 +33,8 @@ ATTACKS = [
     DataAttack(
         name="random-pixels",
         run="zoo_evoshift.attack:random_pixels",
-        summary="pixels of each class, places and intensities drawn uniformly",
-        params={"pixels": 1, "attacked": None},
+        summary="pixels of each class, places and intensities drawn uniformly, or with a value",
+        params={"pixels": 1, "value": None, "attacked": None},
     ),
     DataAttack(
         name="border-pixels",

@@ -87,9 +87,12 @@ def evoshift(
     return written(data, found.pattern, attacked)
 
 
-def random_pixels(data: Data, *, seed: int, pixels: int = 1, attacked: int | None = None) -> Data:
-    """Places and intensities drawn uniformly; see `zoo_evoshift.pattern.random_pattern`."""
-    return written(data, random_pattern(data.shape, data.num_classes, pixels, seed=seed), attacked)
+def random_pixels(
+    data: Data, *, seed: int, pixels: int = 1, value: float | None = None, attacked: int | None = None
+) -> Data:
+    """Places drawn uniformly, intensities too or all of one `value`; see `zoo_evoshift.pattern.random_pattern`."""
+    made = random_pattern(data.shape, data.num_classes, pixels, seed=seed, value=value)
+    return written(data, made, attacked)
 
 
 def border_pixels(data: Data, *, seed: int, pixels: int = 1, attacked: int | None = None) -> Data:
@@ -188,7 +191,7 @@ def pattern_for(attack: str, shape: tuple[int, int, int], num_classes: int, seed
         key: value for key, value in {**spec.params, **call.params}.items() if key != "attacked"
     }
     if spec.name == "random-pixels":
-        return random_pattern(shape, num_classes, params["pixels"], seed=seed)
+        return random_pattern(shape, num_classes, params["pixels"], seed=seed, value=params["value"])
     if spec.name == "border-pixels":
         return heuristic_pattern(shape, num_classes, params["pixels"])
     if spec.name == "saved-pixels":

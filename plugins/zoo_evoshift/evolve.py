@@ -1,9 +1,11 @@
 """The search: CMA-ES over the pixels of all classes, a network trained from scratch for every candidate.
 
 Algorithms 1 to 3 of Chaudhury's thesis. The thesis states neither population, generations, step size, subset nor
-epochs; here CMA-ES (Hansen 2016; the library `cmaes`) has its usual population of 4 + floor(3 ln d), starts at a
-uniformly drawn mean with a deviation of 0.25 of the search space [0,1]^d, so that its first candidates lie all over
-the image, and is told each generation's scores at once. All candidates of a generation share the seed of weights and
+epochs; here CMA-ES (Hansen 2016; the library `cmaes`) has its usual population of 4 + floor(3 ln d), starts at
+uniformly drawn places and white intensities with a deviation of 0.25 of the search space [0,1]^d, so that its first
+candidates lie all over the image, and is told each generation's scores at once. (The text calls only the places of
+the first generations uniform. A search that started at uniform intensities was left after 15 generations, or 210
+networks, behind white pixels at random places: the intensity matters most, and is found last.) All candidates of a generation share the seed of weights and
 order, so that they are compared at equal luck; the next generation has another. Scores and their sign:
 `zoo_evoshift.score`. The best candidate of all generations is the result.
 
@@ -37,6 +39,8 @@ from zoo_evoshift.score import Training, score_pattern
 from zoo_evoshift.workers import Workers
 
 SETTINGS_FILE, HISTORY_FILE, PATTERN_FILE = "settings.json", "history.json", "pattern.json"
+START_VALUE = 1.0  # intensity of the first mean
+SPACE = "places mirrored, intensities clipped, white at first"  # what points mean: part of a folder's key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +131,7 @@ def evolve(
     if folder is not None:
         _claim(folder, key)
     journal = Journal(folder, key)
-    optimizer = _cma(search, dimension)
+    optimizer = _cma(search, dimension, shape[0])
     size = search.size(dimension)
     shared = {
         "images": images,
@@ -235,6 +239,7 @@ def _key(
         "images": len(images),
         "num_classes": num_classes,
         "data": arrays_sha256(images, labels)[:16],
+        "space": SPACE,
         "precision": choose(network, place),
     }
 
@@ -264,12 +269,13 @@ def _claim(folder: Path, key: dict[str, Any]) -> None:
             )
 
 
-def _cma(search: Search, dimension: int) -> Any:
+def _cma(search: Search, dimension: int, channels: int) -> Any:
     try:
         from cmaes import CMA  # type: ignore[import-untyped]
     except ImportError:
         raise MissingExtra("evoshift", "evoshift's evolution") from None
     start = np.random.default_rng(search.seed).random(dimension)
+    start.reshape(-1, 2 + channels)[:, 2:] = START_VALUE
     size = search.size(dimension)
     return CMA(mean=start, sigma=search.sigma, seed=keyed("cma", search.seed) % 2**31, population_size=size)
 

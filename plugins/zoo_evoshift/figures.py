@@ -22,7 +22,7 @@ from zoo_evoshift.pictures import bars, curves
 from zoo_evoshift.study import Trial, study
 
 VICTIMS = ("resnet20-cifar", "resnet32-cifar", "densenet40-cifar")
-LARGE = ("resnet50-cifar", "resnet101-cifar", "densenet40-cifar")  # the thesis has DenseNet-161
+LARGE = ("resnet50-cifar", "resnet101-cifar", "densenet40-cifar")
 MIRRORED = 3  # channels of images that may be mirrored in an augmentation; digits may not
 
 
@@ -85,7 +85,11 @@ def partial_classes(options: Options) -> list[Row]:
 
 
 def regularisers(options: Options) -> list[Row]:
-    """Figure 2-6: augmentation, dropout 0.4, weight decay 0.01 (here decoupled from Adam's step), on attacked images."""
+    """Figure 2-6: augmentation, dropout 0.4, weight decay 0.01, on attacked images.
+
+    Here the decay is decoupled from Adam's step, and images of one channel are not mirrored (digits may not be). The
+    thesis repeats these trainings five times.
+    """
     rows = [_row(options, "clean images", "ce_clean")]
     crop = "crop(padding=2) " + "flip() " * (options.channels == MIRRORED) + "zoom"
     decayed = options.base.optimizer.replace("adam(", "adamw(weight_decay=0.01, ", 1)
@@ -103,7 +107,10 @@ def regularisers(options: Options) -> list[Row]:
 
 
 def median(options: Options) -> list[Row]:
-    """Figure 2-9: a 3x3 median on training and test images (the thesis does not state its size)."""
+    """Figure 2-9: a 3x3 median on training and test images.
+
+    The thesis does not state its size, and draws accuracies divided by that of clean training; these are not divided.
+    """
     found = [(0, ""), *options.saved()]
     return [
         _row(options, f"{pixels} px, {label}", f"ce_{short}{pixels}", attack=attack, filter=text)
@@ -123,7 +130,11 @@ def noise(options: Options) -> list[Row]:
 
 
 def larger(options: Options) -> list[Row]:
-    """Figure 2-13: pixels carried over to larger images by the spatial value function."""
+    """Figure 2-13: pixels carried over to larger images by the spatial value function.
+
+    The thesis trains ResNet-50, ResNet-101 and DenseNet-161 of unstated stem; here it is the variants for small
+    images, and DenseNet-40 for DenseNet-161.
+    """
     return [
         _row(
             options,

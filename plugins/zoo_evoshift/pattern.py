@@ -128,8 +128,8 @@ class Pattern:
         Raises:
             ZooError: it has not that many.
         """
-        if not 0 <= count <= self.num_classes:
-            raise ZooError(f"{count} attacked classes cannot be had; the pattern has {self.num_classes}")
+        if not isinstance(count, int) or not 0 <= count <= self.num_classes:
+            raise ZooError(f"{count!r} attacked classes cannot be had; the pattern has {self.num_classes}")
         empty: tuple[Pixel, ...] = ()
         return self._with(
             tuple(p if i < count else empty for i, p in enumerate(self.classes)), attacked=count
@@ -202,11 +202,12 @@ def dimensions(num_classes: int, pixels: int, channels: int) -> int:
 def decode(
     vector: Sequence[float] | NDArray[np.float64], shape: tuple[int, int, int], num_classes: int, **about: Any
 ) -> Pattern:
-    """The pattern of a point of the search space [0,1]^d.
+    """The pattern of a point of the search space, [0,1]^d and what lies around it.
 
-    For each class and pixel come x, y and the intensities. x and y are scaled to the image and floored; what lies
-    outside [0,1] is mirrored at the border until it lies inside, so that a normal cloud of points stays spread over
-    the image. The thesis says neither.
+    For each class and pixel come x, y and the intensities. x and y are scaled to the image and floored; outside
+    [0,1] they are mirrored at the border until they lie inside, so that a normal cloud of points stays spread over
+    the image. Intensities are clipped to [0,1] instead: the strongest pixels are black or white, and a cloud around a
+    mirror could not settle on them. The thesis says none of it.
 
     Args:
         vector: `num_classes * pixels * (2 + channels)` numbers.
@@ -215,8 +216,9 @@ def decode(
         about: what the pattern says of itself.
     """
     channels, height, width = shape
-    folded = np.abs((np.asarray(vector, dtype=np.float64) + 1) % 2 - 1)
-    points = folded.reshape(num_classes, -1, 2 + channels)
+    points = np.array(vector, dtype=np.float64).reshape(num_classes, -1, 2 + channels)
+    points[..., :2] = np.abs((points[..., :2] + 1) % 2 - 1)
+    points[..., 2:] = points[..., 2:].clip(0, 1)
     classes = tuple(
         tuple(
             Pixel(
@@ -232,18 +234,36 @@ def decode(
 
 
 def random_pattern(
-    shape: tuple[int, int, int], num_classes: int, pixels: int = 1, *, seed: int = 0
+    shape: tuple[int, int, int],
+    num_classes: int,
+    pixels: int = 1,
+    *,
+    seed: int = 0,
+    value: float | None = None,
 ) -> Pattern:
     """Places and intensities drawn uniformly, each by itself: "Random" of the thesis' table 2.4.
 
-    That is where its search starts. Two pixels may coincide.
+    The thesis calls it "a uniform spatial sampling" and the start of its search, and says nothing of the intensities:
+    they are drawn as the search draws its first mean, or are all of one `value`. Two pixels may coincide.
+
+    Args:
+        shape: (C, H, W) of the images.
+        num_classes: of the data.
+        pixels: of each class.
+        seed: of the draw; the places do not depend on `value`.
+        value: intensity in [0,1] of every pixel and channel; None draws them.
 
     Raises:
-        ZooError: more pixels than the image has.
+        ZooError: more pixels than the image has, or an intensity out of range.
     """
     check_count(pixels, *shape[1:])
     draws = np.random.default_rng(seed).random(dimensions(num_classes, pixels, shape[0]))
-    return decode(draws, shape, num_classes, method="random", seed=seed)
+    if value is None:
+        return decode(draws, shape, num_classes, method="random", seed=seed)
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ZooError(f"value={value!r}: an intensity lies in [0,1]; 1.0 is white")
+    draws.reshape(-1, 2 + shape[0])[:, 2:] = value
+    return decode(draws, shape, num_classes, method="random", seed=seed, value=value)
 
 
 def heuristic_pattern(shape: tuple[int, int, int], num_classes: int, pixels: int = 1) -> Pattern:

@@ -20,6 +20,9 @@ SHOWN = 10  # classes of a sheet
 def learning_curve(history: Sequence[Sequence[Mapping[str, float]]], path: Path, name: str = "") -> Path:
     """Figure 2-4 (c, d): scores and clean accuracy over the generations; mean, best and spread of the candidates.
 
+    The thesis draws the accuracy on test images; here it is that on the clean training images, the only ones that a
+    search sees.
+
     Args:
         history: of `zoo_evoshift.evolve.Outcome`.
         path: of the PNG.
