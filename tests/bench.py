@@ -65,6 +65,38 @@ def startup() -> list[Row]:
     return [row(k, "python -c pass", s / base, "x the time", **settings) for k, s in seconds.items()]
 
 
+def loading() -> list[Row]:
+    """A bundled model by name in a fresh process, against timm's constructor and reading the file."""
+    name, module = "cifs-resnet10.at_digits", "zoo_cifs.cifs"
+    plain = f"""
+import json, pathlib, timm, safetensors.torch, {module}
+folder = pathlib.Path(sys.argv[1])
+model = timm.create_model("{name}".replace("-", "_"), **json.loads((folder / "config.json").read_text())["model_args"])
+model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+model.eval()
+"""
+    folder = str(Path(__file__).resolve().parent.parent / "model_cards" / name)
+    quiet = {"stdout": subprocess.DEVNULL, "check": True}
+    scripts = {"zoo": f"import zoo; zoo.load({name!r})", "timm": "import sys" + plain}
+    tasks = {
+        key: lambda text=text: subprocess.run([sys.executable, "-c", text, folder], **quiet)
+        for key, text in scripts.items()
+    }
+    for task in tasks.values():
+        task()
+    seconds = alternate(tasks, 7)
+    settings = {"repeats": 7, "timm_s": round(seconds["timm"], 2)}
+    return [
+        row(
+            f"zoo.load({name!r}), cold",
+            "timm + file",
+            seconds["zoo"] / seconds["timm"],
+            "x the time",
+            **settings,
+        )
+    ]
+
+
 def models() -> list[Row]:
     """Forward and backward of CIFS-ResNet-18 against the plain ResNet-18."""
     import torch
@@ -362,6 +394,7 @@ def _data_root() -> str:
 
 SECTIONS = {
     "startup": startup,
+    "loading": loading,
     "models": models,
     "evaluation": evaluation,
     "autoattack": autoattack,

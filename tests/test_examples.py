@@ -44,12 +44,15 @@ def test_train_and_publish_makes_a_folder_that_loads(tmp_path: Path) -> None:
 
 def test_the_notebook_runs() -> None:
     pytest.importorskip("art")
-    book = json.loads((EXAMPLES / "first_steps.ipynb").read_text())
+    book = json.loads((EXAMPLES / "tour.ipynb").read_text())
     cells = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
     scope: dict[str, object] = {}
     for cell in cells:
-        exec(compile(cell, "first_steps.ipynb", "exec"), scope)
-    assert scope["result"].n == 60  # type: ignore[attr-defined]
+        exec(compile(cell, "tour.ipynb", "exec"), scope)
+    result = scope["result"]
+    assert result.n == 60  # type: ignore[attr-defined]
+    assert set(result.per_attack) >= {"torchattacks:APGD(steps=10)", "art:SquareAttack(max_iter=50)"}  # type: ignore[attr-defined]
+    assert bool(torch.isfinite(scope["published"](scope["x"])).all())  # type: ignore[operator]
 
 
 def test_the_readmes_python_runs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -13,14 +14,28 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+FLAGSHIP, SMALL, LARGEST = "cifs-resnet18.", 3_000_000, 70_000_000  # bytes
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--wheel-dir", str(folder), str(ROOT)], check=True, capture_output=True)
     (path,) = folder.glob("*.whl")
-    return zipfile.ZipFile(path).namelist()
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> list[str]:
+    return zipfile.ZipFile(built).namelist()
+
+
+def bundled(path: str) -> bool:
+    """Whether a tracked file ships: of weights the flagship's and the small ones."""
+    size = (ROOT / path).stat().st_size
+    return not path.endswith(".safetensors") or FLAGSHIP in path or size < SMALL
 
 
 def test_the_wheel_holds_every_card_and_plugin_once(wheel: list[str]) -> None:
@@ -33,7 +48,41 @@ def test_the_wheel_holds_every_card_and_plugin_once(wheel: list[str]) -> None:
         ["git", "ls-files", "model_cards", "plugins"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.split()
     for path in tracked:
-        assert path.replace("model_cards/", "zoo_cards/").replace("plugins/", "") in wheel, path
+        shipped = path.replace("model_cards/", "zoo_cards/").replace("plugins/", "") in wheel
+        assert shipped == bundled(path), path
+
+
+def test_the_wheel_is_small_enough_to_install(built: Path) -> None:
+    assert built.stat().st_size <= LARGEST
+
+
+def test_from_the_wheel_every_bundled_model_loads(built: Path, tmp_path: Path) -> None:
+    """In one process, in an empty folder, from the files of the wheel and not from the checkout."""
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(tmp_path / "site")
+        weights = sum(name.endswith("model.safetensors") for name in archive.namelist())
+    script = """
+import torch, zoo
+names = zoo.list_models(pretrained=True)
+for name in names:
+    model = zoo.load(name)
+    shape = model.pretrained_cfg["input_size"]
+    assert torch.isfinite(model(torch.rand(1, *shape))).all(), name
+print(zoo.__file__, len(names), sep="\\n")
+"""
+    (tmp_path / "empty").mkdir()
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path / "empty",
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    where, count = found.stdout.splitlines()
+    assert Path(where).is_relative_to(tmp_path / "site")
+    assert int(count) == weights > 0
 
 
 def test_every_plugin_folder_is_an_entry_point() -> None:

@@ -133,10 +133,14 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def read_card(name: Name) -> dict[str, Any]:
-    """The bundled or mirrored results.json of `model.tag`; empty where there is none."""
-    folder = _local_folder(name)
-    path = os.path.join(folder, "results.json") if folder else ""
-    if not os.path.isfile(path):
+    """The bundled or mirrored results.json of `model.tag`; empty where there is none.
+
+    A card may lie here whose weights do not: the wheel carries the small ones only.
+    """
+    roots = [root for root in (_mirror_dir(), _cards_dir()) if root is not None]
+    paths = [os.path.join(root, str(name), "results.json") for root in roots]
+    path = next((path for path in paths if os.path.isfile(path)), None)
+    if path is None:
         return {}
     try:
         with open(path, encoding="utf-8") as file:
