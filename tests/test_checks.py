@@ -210,7 +210,9 @@ def test_a_card_shows_its_diagnosis(diagnosed: list[Check], weights: Path, tmp_p
     assert "| loss-against-steps | ok | 0 | 1: 0.1 |" in text
     stored = Result.from_dict(json.loads((folder / "results.json").read_text())["results"][0])
     assert [check["name"] for check in stored.extra["diagnosis"]["checks"]] == [c.name for c in diagnosed]
-    folder = release.add_card("resnet10-cifar.at_digits", weights, suite="fgsm", to=tmp_path / "other", diagnosis=False)
+    folder = release.add_card(
+        "resnet10-cifar.at_digits", weights, suite="fgsm", to=tmp_path / "other", diagnosis=False
+    )
     assert "## Diagnosis" not in (folder / "README.md").read_text()
 
 
@@ -224,7 +226,9 @@ def test_a_flag_of_the_diagnosis_needs_a_reason(
         with pytest.raises(ZooError, match="--explain 'loss-against-steps=REASON'"):
             release.add_card(name, weights, suite="fgsm", to=to)
     assert not to.exists()
-    folder = release.add_card(name, weights, suite="fgsm", to=to, explain={"loss-against-steps": "its masks move"})
+    folder = release.add_card(
+        name, weights, suite="fgsm", to=to, explain={"loss-against-steps": "its masks move"}
+    )
     text = (folder / "README.md").read_text()
     assert "* `loss-against-steps`: its masks move" in text
     assert "| loss-against-steps | FLAG | 0.04 | 1: 0.1 |" in text

@@ -77,7 +77,9 @@ def test_analyses_stand_on_the_card_where_reproduce_finds_them(
     with pytest.raises(ZooError, match="unknown analysis 'cifs-top'"):
         add_card(NAME, run, suite="fgsm", to=tmp_path, analyses=["cifs-top"])  # before it is diagnosed
     calls = ["cifs-top-k(columns=FGSM, k=2)", "cifs-top-k(columns=FGSM, k=1)"]
-    folder = add_card(NAME, run, suite="fgsm", to=tmp_path / "cards", n=40, diagnosis=False, force=True, analyses=calls)
+    folder = add_card(
+        NAME, run, suite="fgsm", to=tmp_path / "cards", n=40, diagnosis=False, force=True, analyses=calls
+    )
     card = json.loads((folder / "results.json").read_text())
     assert card["results"][0]["n"] == 40
     first, second = card["analyses"]
