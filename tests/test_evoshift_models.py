@@ -182,16 +182,17 @@ def test_a_figure_writes_numbers_that_reproduce_reads(tmp_path):
     options = Options(base=TRIAL, patterns=(str(path),), seeds=1, placements=2, num_classes=4)
     found = figure("2.4", options, train, test, out=tmp_path / "out")
     names = [row["name"] for row in found["results"]]
-    assert names[:3] == ["graynet.ce_clean", "graynet.ce_random1", "graynet.ce_evolved1"]
-    assert names[3:] == [
+    assert names[:2] == ["graynet.ce_clean", "graynet.ce_random1"]
+    assert names[2:4] == ["graynet.ce_drawn1", "graynet.ce_evolved1"]
+    assert names[4:] == [
         "vibce-graynet.vibce_clean",
         "vibce-graynet.vibce_random1",
         "vibce-graynet.vibce_evolved1",
     ]
-    assert [row["trials"] for row in found["results"]] == [1, 2, 1, 1, 1, 1]
+    assert [row["trials"] for row in found["results"]] == [1, 2, 2, 1, 1, 1, 1]
     assert (tmp_path / "out" / "accuracy.png").stat().st_size > 5000
     cells = {(c.row, c.column): c.measured for c in reproduce("evoshift:2.4", [tmp_path / "out"]).cells}
-    row = found["results"][2]
+    row = found["results"][3]
     assert cells["Np=1 CE", "aS MNIST EvoShift"] == pytest.approx(row["alpha_s"])
     assert cells["Np=1 CE", "aN MNIST EvoShift"] == pytest.approx(row["alpha_n"])
     with pytest.raises(ZooError, match="unknown figure"):

@@ -178,34 +178,50 @@ def datasets(options: Options) -> list[Row]:
 def sensitivities(options: Options) -> list[Row]:
     """Table 2.4: alpha_S and alpha_N with cross-entropy and vibCE; clean, random, evolved.
 
-    Random pixels are `placements` patterns with each seed; vibCE is given the first of them only. Of networks that
-    were trained on clean images, alpha_N is measured with the pixels of the first pattern.
+    "Random" of the table is uniform in space and the start of the search: white pixels at uniformly drawn places,
+    `placements` patterns with each seed; vibCE is given the first of them only. With cross-entropy and the first
+    seed the same places are tried with uniformly drawn intensities too. Of networks that were trained on clean
+    images, alpha_N is measured with the pixels of the first evolved pattern.
     """
-    saved = options.saved()
     rows = []
     for loss in ("ce", "vibce"):
-        own = options.base
-        if loss == "vibce":
-            own = replace(
-                own,
-                model=f"vibce-{own.model.removeprefix('vibce-')}",
-                loss="vibce",
-                epochs=options.vib_epochs or own.epochs,
-                optimizer=options.vib_optimizer or own.optimizer,
-            )
+        own = options.base if loss == "ce" else _vibce(options)
         given = replace(options, base=own)
-        rows.append(_row(given, f"clean, {loss}", f"{loss}_clean", probe=saved[0][1]))
-        for pixels, attack in saved:
-            drawn = options.placements if loss == "ce" else min(1, options.placements)
-            trials = tuple(
-                replace(own, seed=seed, attack=f"random-pixels(pixels={pixels})", attack_seed=place)
-                for place in range(drawn)
-                for seed in range(options.seeds)
+        rows.append(_row(given, f"clean, {loss}", f"{loss}_clean", probe=options.saved()[0][1]))
+        for pixels, attack in options.saved():
+            white = f"random-pixels(pixels={pixels}, value=1.0)"
+            drawn = f"random-pixels(pixels={pixels})"
+            places = options.placements if loss == "ce" else min(1, options.placements)
+            rows.append(
+                _placed(given, places, f"{pixels} px random, {loss}", f"{loss}_random{pixels}", white)
             )
-            if trials:
-                rows.append(Row(f"{pixels} px random, {loss}", f"{loss}_random{pixels}", trials))
+            if loss == "ce":
+                once, label = replace(given, seeds=1), f"{pixels} px random, drawn intensities, {loss}"
+                rows.append(_placed(once, places, label, f"{loss}_drawn{pixels}", drawn))
             rows.append(_row(given, f"{pixels} px evolved, {loss}", f"{loss}_evolved{pixels}", attack=attack))
-    return rows
+    return [row for row in rows if row.trials]
+
+
+def _vibce(options: Options) -> Trial:
+    """The base for vibCE."""
+    own = options.base
+    return replace(
+        own,
+        model=f"vibce-{own.model.removeprefix('vibce-')}",
+        loss="vibce",
+        epochs=options.vib_epochs or own.epochs,
+        optimizer=options.vib_optimizer or own.optimizer,
+    )
+
+
+def _placed(options: Options, placements: int, label: str, short: str, attack: str) -> Row:
+    """Several draws of a random attack, each with every seed."""
+    trials = tuple(
+        replace(options.base, seed=seed, attack=attack, attack_seed=place)
+        for place in range(placements)
+        for seed in range(options.seeds)
+    )
+    return Row(label, short, trials)
 
 
 FIGURES: dict[str, tuple[Callable[[Options], list[Row]], str]] = {

@@ -241,10 +241,10 @@ def random_pattern(
     seed: int = 0,
     value: float | None = None,
 ) -> Pattern:
-    """Places and intensities drawn uniformly, each by itself: "Random" of the thesis' table 2.4.
+    """Places drawn uniformly, each by itself: "Random" of the thesis' table 2.4.
 
     The thesis calls it "a uniform spatial sampling" and the start of its search, and says nothing of the intensities:
-    they are drawn as the search draws its first mean, or are all of one `value`. Two pixels may coincide.
+    they are drawn uniformly, or are all of one `value`, of which white harms far more. Two pixels may coincide.
 
     Args:
         shape: (C, H, W) of the images.
