@@ -244,6 +244,11 @@ def test_the_loss_combines_with_adversarial_training_whose_attack_is_not_watched
     )
     assert set(terms) == {"robust_accuracy", "hah"}
     assert all(int(model.state_dict()[k]) == int(v) + 1 for k, v in before.items())
+    with watched(model, 6, 0.1, 1.0, True) as found:
+        model.eval()(x)  # as the attack does, whose gradients are of the images
+        assert not any(found.losses.values())
+        model.train()(x)
+    assert [len(losses) for losses in found.losses.values()] == [1] * 6
 
 
 def test_half_precision_trains_too():

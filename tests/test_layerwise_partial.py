@@ -79,7 +79,7 @@ def test_bad_codes_and_cutoffs_are_refused_with_the_nearest(net):
         Code("A1N1")
     with pytest.raises(UnknownName, match=r"unknown layer 'layer2\.0\.conv3': did you mean layer2\.0\.conv"):
         retrained(net, Code("A1N2"), "layer2.0.conv3")
-    with pytest.raises(ZooError, match="A2N1 with 'conv1' trains no layer again"):
+    with pytest.raises(ZooError, match="A2N1 with 'conv1' trains no layer again; choose another, as 'layer"):
         retrained(net, Code("A2N1"), "conv1")
     with pytest.raises(ZooError, match="trains no layer again"):
         retrained(net, Code("A2N1"), "act1", single=True)

@@ -96,7 +96,7 @@ def retrained(model: nn.Module, code: Code, cutoff: str, single: bool = False) -
         chosen = [name for name in layers if (names.index(name) >= at) == code.retrains_later]
     if not chosen:
         raise ZooError(
-            f"{code.text} with {cutoff!r} trains no layer again; choose another of {layers[0]} … {layers[-1]}"
+            f"{code.text} with {cutoff!r} trains no layer again; choose another, as {layers[len(layers) // 2]!r}"
         )
     return chosen
 
