@@ -278,3 +278,38 @@ def test_the_texts_of_a_card_are_written_again_and_its_numbers_stay(model, resul
     with pytest.raises(ZooError) as info:
         cards.rewrite(folder)
     one_line(info, "stage the card again")
+
+
+def test_a_card_says_how_its_weights_were_trained(model, result, tmp_path):
+    hardware = {"machine": "x86_64", "processors": 2, "gpu": ""}
+    training = {"seconds": 90.0, "threads": 1, "processes": 1, "precision": "bfloat16", "hardware": hardware}
+    training["versions"] = {"torch": "2.15.0"}
+    folder = cards.stage(NAME, model, [result], tmp_path, training=training)
+    text = (folder / "README.md").read_text()
+    assert "## Training\n\n1.5 minutes on 1 of 2 cores (x86_64), in bfloat16; torch 2.15.0." in text
+    assert not cards.rewrite(folder)
+    on_gpu = {**training, "processes": 4, "hardware": {**hardware, "gpu": "NVIDIA H100"}}
+    folder = cards.stage(NAME, model, [result], tmp_path, training=on_gpu)
+    assert "1.5 minutes on NVIDIA H100, 4 processes, in bfloat16" in (folder / "README.md").read_text()
+
+
+def test_a_card_names_its_licences_and_what_to_cite(model, result, tmp_path):
+    text = (cards.stage(NAME, model, [result], tmp_path) / "README.md").read_text()
+    assert "Terms of the weights: mit. Cite https://arxiv.org/abs/2102.01234 for the method" in text
+
+
+def test_a_card_has_the_published_figures_that_its_model_stands_for(model, result, tmp_path, tiny_registry):
+    """From the results that are staged, not from a card that lies there already."""
+    folder = tiny_registry.plugins[0].folder
+    paper = "table,row,column,value,std,unit\n1.1,Ours,PGD-20,46.6,0.3,%\n1.1,Ours,CW,40.0,,%\n1.1,Other,PGD-20,9,,%\n"
+    columns = {"PGD-20": "pgd(steps=20)"}
+    mapping = {"1.1": {"rows": {"Ours": str(NAME), "Other": "tiny-test.at_jpeg"}, "columns": columns}}
+    with open(f"{folder}/paper.csv", "w") as file:
+        file.write(paper)
+    with open(f"{folder}/tables.json", "w") as file:
+        json.dump(mapping, file)
+    text = (cards.stage(NAME, model, [result], tmp_path / "a") / "README.md").read_text()
+    _, _, rows = text.partition("## Published figures")[2].partition("| --- |")
+    assert rows.splitlines()[1] == "| `tiny:1.1` | Ours | PGD-20 | 46.6±0.3 % | 43.25 | 200 of dots |"
+    assert "Other" not in text
+    assert "CW" not in text

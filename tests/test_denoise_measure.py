@@ -311,7 +311,7 @@ def test_a_plain_name_is_measured_by_the_suite_of_its_spec() -> None:
     protocol = registry().protocol("denoise")
     assert len(protocol.attacks) == 10
     spec, recipe = registry().model("dncnn-b"), registry().recipe("dncnn-b.hat_train400")
-    text = prose(parse_name(recipe.name), spec, recipe, [], {})
+    text = prose(parse_name(recipe.name), spec, recipe, "", [], {})
     assert "each image 960 times" in text
     assert "PSNR under attack is an upper bound" in text
 

@@ -16,33 +16,85 @@ def prose(
     name: Name,
     spec: ModelSpec,
     recipe: Recipe,
+    data_license: str,
     rows: Sequence[Mapping[str, Any]],
-    explain: Mapping[str, str],
-    analyses: Sequence[Mapping[str, Any]] = (),
+    kept: Mapping[str, Any],
 ) -> str:
     """The README of a card, below its head.
 
     Args:
+        data_license: that of the recipe's data set.
         rows: results, as `Result.to_dict()` gives them.
-        explain: a sentence for each flag.
-        analyses: what analyses found, as `zoo.cards.stage` takes it.
+        kept: what results.json keeps besides: "explain", a sentence for each flag; "analyses" and "training", as
+            `zoo.cards.stage` takes them.
     """
     source = f" Paper: {spec.paper}." if spec.paper else ""
     summary = f"{spec.summary}; {recipe.summary}" if recipe.summary else spec.summary
     parts = [f"# {name}\n\n{summary}.{source}", f"## Recipe\n\n{_recipe_table(recipe)}"]
+    if kept.get("training"):
+        parts.append(_training(kept["training"]))
     parts.append("## Results\n\n" + (results_table(rows) if rows else "Not measured yet."))
     parts += [_attack_table(row) for row in rows]
     parts += [_diagnosis(row["extra"]["diagnosis"]) for row in rows if row["extra"].get("diagnosis")]
-    parts += [_analysis(found) for found in analyses]
-    if explain:
+    parts += [_analysis(found) for found in kept.get("analyses", ())]
+    if explain := kept.get("explain"):
         lines = "\n".join(f"* `{flag}`: {reason}" for flag, reason in sorted(explain.items()))
         parts.append(f"## Flags\n\nThe evaluation raised these, for these reasons:\n\n{lines}")
+    parts += _published(name, [*map(dict, rows), *map(dict, kept.get("analyses", ()))])
     load = f"import zoo\n\nmodel = zoo.load({str(name)!r})  # pixels in [0,1], NCHW, float32"
     timm = f"`zoo.register_timm()`, then `timm.create_model({name.timm!r}, pretrained=True)`"
     parts.append(f"## Use\n\n```python\n{load}\n```\n\nWith timm: {timm}.")
-    parts.append(f"## Measure again\n\n```\nzoo evaluate {name}\n```")
+    parts.append(f"## Measure again\n\n```\nzoo verify {name}\nzoo evaluate {name}\n```")
     parts.append(f"## Limits\n\n{_limits(spec, recipe)}")
+    parts.append(f"## Licence and citation\n\n{_licence(spec, recipe, data_license)}")
     return "\n\n".join(parts) + "\n"
+
+
+def _training(found: Mapping[str, Any]) -> str:
+    """On what, how long and with what the weights were trained, as far as run.json said."""
+    hardware, processes = found.get("hardware", {}), found.get("processes", 1)
+    cores = (
+        f"{found.get('threads', 'all')} of {hardware['processors']} cores"
+        if hardware
+        else found.get("device", "")
+    )
+    machine = hardware.get("gpu") or cores + (f" ({hardware['machine']})" if hardware else "")
+    several = f", {processes} processes" if processes > 1 else ""
+    versions = ", ".join(f"{package} {version}" for package, version in found.get("versions", {}).items())
+    spent = f"{found['seconds'] / 60:.1f} minutes" if "seconds" in found else "Trained"
+    precision = f", in {found['precision']}" if "precision" in found else ""
+    return f"## Training\n\n{spent} on {machine}{several}{precision}; {versions}."
+
+
+def _published(name: Name, results: Sequence[dict[str, Any]]) -> list[str]:
+    """Every published figure that this model stands for, beside what its results say."""
+    from zoo.reproduce import reproduce, tables
+
+    found = [reproduce(table, results=results) for table in tables()]
+    rows = [
+        (
+            f"`{table.name}`",
+            cell.row,
+            cell.column,
+            f"{cell.published} {table.unit}",
+            f"{cell.measured:.4g}",
+            f"{cell.n} of {cell.dataset}",
+        )
+        for table in found
+        for cell in table.cells
+        if cell.model == str(name) and cell.measured is not None
+    ]
+    if not rows:
+        return []
+    head = ("table", "row", "column", "published", "here", "n")
+    why = "The published network, its data or its budget are others wherever the recipe above differs from the paper's."
+    return [f"## Published figures\n\n{markdown_table(head, rows)}\n\n{why}"]
+
+
+def _licence(spec: ModelSpec, recipe: Recipe, data_license: str) -> str:
+    data = f"; those of the data set {recipe.dataset}: {data_license}" if data_license else ""
+    cite = f"Cite {spec.paper} for the method and" if spec.paper else "Cite"
+    return f"Terms of the weights: {spec.license}{data}. {cite} the zoo (adversarial-zoo) for these weights and numbers."
 
 
 def _limits(spec: ModelSpec, recipe: Recipe) -> str:

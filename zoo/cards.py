@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SCHEMA = 1
+TRAINING = ("seconds", "hardware", "device", "processes", "threads", "precision", "versions", "commit")
 FRONT_MATTER_LIMIT = 1 << 18  # characters
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -37,6 +38,7 @@ def stage(
     examples: Path | None = None,
     explain: Mapping[str, str] | None = None,
     analyses: Sequence[Mapping[str, Any]] = (),
+    training: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `to/<model>.<tag>`, exactly the Hub repository, and prove that it loads as the same function.
 
@@ -48,6 +50,7 @@ def stage(
         examples: per-example verdicts to put beside them, if the file exists.
         explain: a sentence for each flag that a result raises.
         analyses: what analyses found of the rounded model, each with its "analysis", "dataset" and "n".
+        training: of run.json, on what, how long and with which versions the weights were trained (`TRAINING`).
 
     Raises:
         ZooError: a result has no protocol, an unexplained flag, or belongs to another model or to other
@@ -62,7 +65,12 @@ def stage(
         with atomic_folder(target) as folder:
             _write_model(name, model, folder)
             _check_same_function(model, folder, results)
-            _write_card(name, results, explain, folder, analyses)
+            kept = {
+                "explain": explain,
+                "analyses": [dict(a) for a in analyses],
+                "training": dict(training or {}),
+            }
+            _write_card(name, results, kept, folder)
             if examples is not None and examples.is_file():
                 shutil.copyfile(examples, folder / "examples.safetensors")
     except OSError as error:
@@ -85,7 +93,7 @@ def rewrite(folder: Path) -> bool:
     """
     kept, rows = _read(folder / "results.json"), read_results(folder)
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.suffix in (".md", ".yaml")}
-    _write_card(parse_name(folder.name), rows, kept.get("explain", {}), folder, kept.get("analyses", ()))
+    _write_card(parse_name(folder.name), rows, kept, folder)
     return any(not file.is_file() or file.read_bytes() != old for file, old in before.items())
 
 
@@ -198,19 +206,11 @@ def _check_same_function(model: nn.Module, folder: Path, results: Sequence[Resul
             )
 
 
-def _write_card(
-    name: Name,
-    results: Sequence[Result],
-    explain: Mapping[str, str],
-    folder: Path,
-    analyses: Sequence[Mapping[str, Any]] = (),
-) -> None:
+def _write_card(name: Name, results: Sequence[Result], kept: Mapping[str, Any], folder: Path) -> None:
+    """Write everything but the model; `kept` holds what results.json keeps besides the results."""
     rows = [result.to_dict() for result in results]
-    further = {"explain": dict(explain), "analyses": [dict(found) for found in analyses]}
-    _write_json(
-        folder / "results.json",
-        {"schema": SCHEMA, "results": rows, **{key: value for key, value in further.items() if value}},
-    )
+    further = {key: kept[key] for key in ("explain", "analyses", "training") if kept.get(key)}
+    _write_json(folder / "results.json", {"schema": SCHEMA, "results": rows, **further})
     reg = registry()
     spec, recipe = reg.model(name), reg.recipe(name)
     dataset = reg.dataset(recipe.dataset)
@@ -220,7 +220,7 @@ def _write_card(
     head = _front_matter(name, spec, recipe, dataset, results)
     write_text(
         folder / "README.md",
-        f"---\n{head.strip()}\n---\n\n{prose(name, spec, recipe, rows, explain, analyses)}",
+        f"---\n{head.strip()}\n---\n\n{prose(name, spec, recipe, dataset.license, rows, further)}",
     )
 
 

@@ -77,7 +77,8 @@ def add_card(
     full = full_name(name)
     for call in analyses:
         registry().entry("analyses", parse_call(call).name)  # before the long part
-    explain = {**(explain or {}), **_of_run(full, Path(weights), force)}
+    run = _read_run(Path(weights))
+    explain = {**(explain or {}), **_of_run(full, Path(weights), run, force)}
     pin = to is None if pin is None else pin
     model = load(str(full), weights=weights, device=find_device(device))
     model.load_state_dict(round_to_half(model))
@@ -113,6 +114,7 @@ def add_card(
             _analysed(model, call, scratch / f"analysis{number}", data_root)
             for number, call in enumerate(analyses)
         ],
+        training={key: run[key] for key in cards.TRAINING if key in run},
     )
     shutil.rmtree(work, ignore_errors=True)
     if pin:
@@ -147,17 +149,26 @@ def _analysed(model: nn.Module, call: str, out: Path, data_root: str | Path | No
     return {"analysis": str(parsed), **found}
 
 
-def _of_run(name: Name, weights: Path, force: bool) -> dict[str, str]:
-    """What the card must say of the run that the weights come from; nothing for the last epoch of an official one.
+def _read_run(weights: Path) -> dict[str, Any]:
+    """The run.json beside weights; empty where there is none.
 
     Raises:
-        ZooError: an unofficial run without `force`, or a run.json that is none.
+        ZooError: it is no JSON.
     """
     path = (weights if weights.is_dir() else weights.parent) / RECORD_FILE
     try:
-        run = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise ZooError(f"{path} is not JSON: {error}") from error
+    return found
+
+
+def _of_run(name: Name, weights: Path, run: Mapping[str, Any], force: bool) -> dict[str, str]:
+    """What the card must say of the run that the weights come from; nothing for the last epoch of an official one.
+
+    Raises:
+        ZooError: an unofficial run without `force`.
+    """
     if not run:
         return {}
     best = run.get("best") if weights.name == BEST_FILE else None

@@ -136,13 +136,16 @@ def tables(method: str | None = None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def reproduce(name: str, folders: Iterable[str | Path] = ()) -> Reproduction:
+def reproduce(
+    name: str, folders: Iterable[str | Path] = (), results: Iterable[dict[str, Any]] = ()
+) -> Reproduction:
     """Put the published figures of a table beside the measured ones.
 
     Args:
         name: `method:table`, such as "cifs:4.1".
         folders: of result.json files to take besides the cards, or of numbers.json files of analyses that state
             "name", "dataset" and "n", or a list "results" of such; they come first.
+        results: such results themselves, before all others.
 
     Raises:
         UnknownName: no such plugin or table.
@@ -154,7 +157,7 @@ def reproduce(name: str, folders: Iterable[str | Path] = ()) -> Reproduction:
     if table not in published:
         raise unknown("table", name, [f"{method}:{known}" for known in published])
     mapping = _mapping(plugin).get(table, {})
-    extra = [result for folder in folders for result in _results(Path(folder))]
+    extra = [*results, *(result for folder in folders for result in _results(Path(folder)))]
     own = Path(plugin.folder, MEASURED_FILE)
     extra += _listed(_read(own)) if own.is_file() else []
     cells: list[Cell] = []
@@ -176,8 +179,8 @@ def reproduce(name: str, folders: Iterable[str | Path] = ()) -> Reproduction:
 def _plugins(method: str | None) -> list[Plugin]:
     known = [p for p in registry().plugins if p.folder and Path(p.folder, PAPER_FILE).is_file()]
     chosen = [plugin for plugin in known if method in (None, plugin.name)]
-    if not chosen:
-        raise unknown("method with published figures", method or "", [plugin.name for plugin in known])
+    if not chosen and method is not None:
+        raise unknown("method with published figures", method, [plugin.name for plugin in known])
     return chosen
 
 
