@@ -10,10 +10,13 @@ import pytest
 import zoo
 from zoo.checks import Check
 from zoo.diagnose import Diagnosis
-from zoo.errors import ZooError
+from zoo.errors import NoWeights, ZooError
+from zoo.files import sha256_of
 from zoo.registry import registry
-from zoo.release import add_card
+from zoo.release import add_card, measure_card
 from zoo.reproduce import reproduce
+from zoo.spec import Weights
+from zoo.verify import verify
 
 NAME = "resnet10-cifar.natural_digits"
 
@@ -64,6 +67,47 @@ def test_a_missing_reason_costs_no_second_measurement(
     assert not (run / "card").exists()
     add_card(NAME, run, suite="fgsm", to=tmp_path, n=20, force=True, explain=because)
     assert len(calls) == 2  # what a finished card was made from is not kept
+
+
+def test_a_card_is_measured_again_with_its_own_weights(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = "cifs-top-k(columns=FGSM, k=2)"
+    settings = {
+        "n": 20,
+        "diagnosis": False,
+        "force": True,
+        "analyses": [call],
+        "explain": {"old-flag": "gone"},
+    }
+    folder = add_card(NAME, run, suite="fgsm", to=tmp_path, **settings)  # type: ignore[arg-type]
+    before = json.loads((folder / "results.json").read_text())
+    weights = (folder / "model.safetensors").read_bytes()
+    monkeypatch.setenv("ZOO_WEIGHTS", str(tmp_path))
+    (plugin,) = [p for p in registry().plugins if p.name == "base"]
+    pin = Weights(sha256=sha256_of(folder / "model.safetensors"))
+    monkeypatch.setitem(plugin.weights, NAME, pin)  # as if these had been published
+    again = measure_card(NAME, suite="fgsm; pgd(steps=3)", n=40, diagnosis=False, work=tmp_path / "work")
+    assert again == folder
+    assert not (tmp_path / "work").exists()
+    after = json.loads((folder / "results.json").read_text())
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert (after["results"][0]["n"], set(after["results"][0]["per_attack"])) == (
+        40,
+        {"fgsm", "pgd(steps=3)"},
+    )
+    assert after["analyses"] == before["analyses"]
+    assert after["training"] == before["training"] != {}
+    assert set(before["explain"]) == {"old-flag", "unofficial"}
+    assert set(after["explain"]) == {
+        "unofficial"
+    }  # what the run was stays, a flag that is not raised does not
+    assert verify(NAME).passed
+
+
+def test_a_model_without_a_card_cannot_be_measured_again() -> None:
+    with pytest.raises(NoWeights, match="zoo cards add cifs-wrn28-10"):
+        measure_card("cifs-wrn28-10.at_linf8_cifar10")
 
 
 def test_a_run_of_another_model_is_refused(run: Path, tmp_path: Path) -> None:

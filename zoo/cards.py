@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SCHEMA = 1
+KEPT = ("explain", "analyses", "training")  # of results.json, besides the results
 TRAINING = ("seconds", "hardware", "device", "processes", "threads", "precision", "versions", "commit")
 FRONT_MATTER_LIMIT = 1 << 18  # characters
 
@@ -91,7 +92,7 @@ def rewrite(folder: Path) -> bool:
         ZooError: results.json is missing or malformed.
         UnknownName: no plugin registers the model.
     """
-    kept, rows = _read(folder / "results.json"), read_results(folder)
+    kept, rows = read_kept(folder), read_results(folder)
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.suffix in (".md", ".yaml")}
     _write_card(parse_name(folder.name), rows, kept, folder)
     return any(not file.is_file() or file.read_bytes() != old for file, old in before.items())
@@ -209,7 +210,7 @@ def _check_same_function(model: nn.Module, folder: Path, results: Sequence[Resul
 def _write_card(name: Name, results: Sequence[Result], kept: Mapping[str, Any], folder: Path) -> None:
     """Write everything but the model; `kept` holds what results.json keeps besides the results."""
     rows = [result.to_dict() for result in results]
-    further = {key: kept[key] for key in ("explain", "analyses", "training") if kept.get(key)}
+    further = {key: kept[key] for key in KEPT if kept.get(key)}
     _write_json(folder / "results.json", {"schema": SCHEMA, "results": rows, **further})
     reg = registry()
     spec, recipe = reg.model(name), reg.recipe(name)
@@ -323,13 +324,13 @@ def read_results(folder: Path) -> list[Result]:
     return [Result.from_dict(row) for row in _read(folder / "results.json")["results"]]
 
 
-def read_explained(folder: Path) -> dict[str, str]:
-    """The reason that a card gives for each flag.
+def read_kept(folder: Path) -> dict[str, Any]:
+    """What a card keeps besides its results: "explain", "analyses" and "training", where there are any.
 
     Raises:
         ZooError: results.json is missing or malformed.
     """
-    return dict(_read(folder / "results.json").get("explain", {}))
+    return {key: value for key, value in _read(folder / "results.json").items() if key in KEPT}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -62,9 +62,28 @@ def cards_add(name: str, weights: str, explain: Sequence[str], **options: Any) -
     """Round weights to float16, diagnose and measure them, and write the card folder and the pin of NAME."""
     from zoo.release import add_card
 
-    reasons = dict(text.partition("=")[::2] for text in explain)
-    folder = add_card(name, weights, explain=reasons, **options)
-    click.echo(f"wrote {folder}")
+    click.echo(f"wrote {add_card(name, weights, explain=_reasons(explain), **options)}")
+
+
+@cards.command("measure")
+@click.argument("name")
+@click.option("--out", "work", type=click.Path(), help="Keeps what was measured until the card stands.")
+@click.option("--data-root", type=click.Path(), help="Where data sets lie (or ZOO_DATA).")
+@click.option("--suite", help="Protocol of the headline; default: standard, or the model's own.")
+@click.option("--attack", "attacks", multiple=True, help="A further attack to measure.")
+@click.option("-n", "n", type=int, help="How many images, from the first.")
+@click.option("--device", help="cpu, cuda, ...; default: the first GPU, or the CPU.")
+@click.option("--diagnose/--no-diagnose", "diagnosis", default=True, help="Run 'zoo diagnose' for the card.")
+@click.option("--explain", multiple=True, help="Why a flag is right, as 'FLAG=REASON', besides those it has.")
+def cards_measure(name: str, explain: Sequence[str], **options: Any) -> None:
+    """Measure the weights of a card again and write it anew; its analyses and training stay."""
+    from zoo.release import measure_card
+
+    click.echo(f"wrote {measure_card(name, explain=_reasons(explain), **options)}")
+
+
+def _reasons(explain: Sequence[str]) -> dict[str, str]:
+    return dict(text.partition("=")[::2] for text in explain)
 
 
 @cards.command("write")

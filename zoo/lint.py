@@ -11,7 +11,7 @@ import torch
 
 from zoo import hub
 from zoo.attacks import bind
-from zoo.cards import read_explained, read_results, rewrite
+from zoo.cards import read_kept, read_results, rewrite
 from zoo.catalogue import WEIGHTS_FILE
 from zoo.errors import ZooError
 from zoo.grammar import parse_name
@@ -101,6 +101,9 @@ def _results(folder: Path) -> Iterator[str]:
     for result in results:
         for check in checks:
             yield from check(folder, result)
+    for found in read_kept(folder).get("analyses", ()):
+        if lacking := [key for key in ("analysis", "dataset", "n") if not found.get(key)]:
+            yield f"the numbers of an analysis do not say of which {lacking[0]}; build the card again"
     if results and (folder / EXAMPLES_FILE).is_file():
         yield from (_scores if results[0].metric == "psnr" else _verdicts)(folder, results[0])
 
@@ -152,7 +155,7 @@ def _works_under(threat: Threat, call: str) -> bool:
 
 
 def _flags(folder: Path, result: Result) -> Iterator[str]:
-    explained = read_explained(folder)
+    explained = read_kept(folder).get("explain", {})
     for flag in result.flags:
         if not explained.get(flag, "").strip():
             yield f"the flag {flag} has no reason"

@@ -24,12 +24,14 @@ from zoo.provenance import RECORD_FILE
 from zoo.records import EXAMPLES_FILE
 from zoo.registry import registry
 from zoo.repository import check_staged
+from zoo.result import Result
 from zoo.spec import Weights
 from zoo.transport import check_names
 from zoo.validation import BEST_FILE
 from zoo.weights import round_to_half, state_sha256
 
 QUICK, CARD_SUITE = "quick", "standard"
+NOTES = ("selected", "unofficial")  # what a card says of its run, beside the reasons for flags
 
 
 def add_card(
@@ -82,27 +84,20 @@ def add_card(
     pin = to is None if pin is None else pin
     model = load(str(full), weights=weights, device=find_device(device))
     model.load_state_dict(round_to_half(model))
-    threat = registry().recipe(full).threat
     root = Path(to) if to is not None else cards_dir()
     scratch = Path(weights) if Path(weights).is_dir() else Path(weights).parent
-    # what was measured stays here until the card stands: a reason that is missing costs no second measurement
     work = scratch / "card"
-    found = None
-    if diagnosis and has_ball(threat):
-        found = _diagnosed(full, model, work, data_root)
-        cards.check_explained(full, found.flags, explain)  # before the long part
-    result = evaluate(
+    result = _measured(
+        full,
         model,
-        suite=suite or _suite(full),
+        work,
+        explain,
         attacks=attacks,
+        suite=suite,
         n=n,
         data_root=data_root,
-        diagnosis=found or False,
-        out=work,
-        keep_parts=True,
-        show_progress=True,
+        diagnosis=diagnosis,
     )
-    cards.check_explained(full, result.flags, explain)  # before the analyses
     folder = cards.stage(
         full,
         model,
@@ -121,6 +116,103 @@ def add_card(
         hub.write_pin(full, Weights(sha256=sha256_of(folder / WEIGHTS_FILE)))
         registry.cache_clear()
     return folder
+
+
+def measure_card(
+    name: str,
+    *,
+    work: str | Path | None = None,
+    data_root: str | Path | None = None,
+    attacks: Sequence[str] = (),
+    suite: str | None = None,
+    n: int | None = None,
+    explain: Mapping[str, str] | None = None,
+    device: str | None = None,
+    diagnosis: bool = True,
+) -> Path:
+    """Measure the weights of a card again, as when a protocol has a new version, and write the card anew.
+
+    What does not come from the evaluation stays: analyses, training, and the reasons for flags that are raised again.
+
+    Args:
+        name: `model.tag` with a card on this machine.
+        work: where what was measured is kept until the card stands; default `runs/cards/<name>`.
+        data_root, attacks, suite, n, explain, device, diagnosis: as in `add_card`.
+
+    Returns:
+        The card folder.
+
+    Raises:
+        NoWeights: there is no card on this machine.
+        ZooError: as `add_card`.
+    """
+    full = full_name(name)
+    folder = local_folder(full)
+    if folder is None:
+        raise NoWeights(f"{full} has no card folder; build one with 'zoo cards add {full} --weights RUN'")
+    kept = cards.read_kept(folder)
+    reasons = {**kept.get("explain", {}), **(explain or {})}
+    model = load(str(full), device=find_device(device))
+    place = Path(work) if work is not None else Path("runs", "cards", str(full))
+    result = _measured(
+        full,
+        model,
+        place,
+        reasons,
+        attacks=attacks,
+        suite=suite,
+        n=n,
+        data_root=data_root,
+        diagnosis=diagnosis,
+    )
+    raised = {*result.flags, *NOTES}
+    folder = cards.stage(
+        full,
+        model,
+        [result],
+        folder.parent,
+        examples=place / EXAMPLES_FILE,
+        explain={flag: reason for flag, reason in reasons.items() if flag in raised},
+        analyses=kept.get("analyses", ()),
+        training=kept.get("training"),
+    )
+    shutil.rmtree(place, ignore_errors=True)
+    return folder
+
+
+def _measured(
+    name: Name,
+    model: nn.Module,
+    work: Path,
+    explain: Mapping[str, str],
+    *,
+    attacks: Sequence[str],
+    suite: str | None,
+    n: int | None,
+    data_root: str | Path | None,
+    diagnosis: bool,
+) -> Result:
+    """Diagnose and evaluate a rounded model.
+
+    What was measured stays in `work` until the card stands: a reason that is missing costs no second measurement.
+    """
+    found = None
+    if diagnosis and has_ball(registry().recipe(name).threat):
+        found = _diagnosed(name, model, work, data_root)
+        cards.check_explained(name, found.flags, explain)  # before the long part
+    result = evaluate(
+        model,
+        suite=suite or _suite(name),
+        attacks=attacks,
+        n=n,
+        data_root=data_root,
+        diagnosis=found or False,
+        out=work,
+        keep_parts=True,
+        show_progress=True,
+    )
+    cards.check_explained(name, result.flags, explain)  # before the analyses
+    return result
 
 
 def _suite(name: Name) -> str:
@@ -172,7 +264,7 @@ def _of_run(name: Name, weights: Path, run: Mapping[str, Any], force: bool) -> d
     if not run:
         return {}
     best = run.get("best") if weights.name == BEST_FILE else None
-    notes = {}
+    notes: dict[str, str] = {}
     if best:
         number = f"epoch {best['epoch'] + 1}, the best by {best['metric']} accuracy"
         notes["selected"] = f"the weights are those of {number} on {best['on']}"
