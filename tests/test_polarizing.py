@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -402,7 +403,11 @@ def test_bad_input() -> None:
     model = net()
     with pytest.raises(ContractError, match="1 channels"):
         model(torch.rand(2, 3, 28, 28))
+    with pytest.raises(ContractError, match="28 pixels a side"):
+        model(torch.rand(2, 1, 32, 32))
     plain = timm.create_model("cnn_mnist_polarizing", width=4, hidden=8)
+    with pytest.raises(ContractError, match="28 pixels a side"):
+        plain(torch.rand(2, 1, 3, 3))
     with pytest.raises(ContractError, match="no polarizing front end"):
         remember(plain, load_data("digits", "test"), seed=0)
     with pytest.raises(UnknownName, match="identity"):
@@ -411,6 +416,19 @@ def test_bad_input() -> None:
         bind("polarizing-bpda(losses='')").run(model, *_pair(), THREAT, 0)
     with pytest.raises(UnknownName, match="smooth"), passing(copy.deepcopy(model), "smoth"):
         pass
+
+
+def test_a_threshold_that_empties_every_code_is_said_and_gives_no_nan() -> None:
+    model, x = net(threshold=0.99), images(7, side=28).float()
+    with pytest.warns(RuntimeWarning, match="every code of this batch is empty"):
+        logits = model(x)
+    assert bool(torch.isfinite(logits).all())
+    assert torch.equal(logits[0], logits[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(threshold=0.01)(x)
+        with passing(model, "soft"):
+            model(x)
 
 
 def _pair() -> tuple[Tensor, Tensor]:

@@ -48,7 +48,7 @@ class FiveByFive(SmallCNN):
         """Create the layers behind `channels` channels of images of `img_size` pixels."""
         if img_size < SMALLEST:
             raise ContractError(f"img_size={img_size} must be at least {SMALLEST}")
-        self.num_features, self.head_hidden_size = 2 * width, hidden
+        self.num_features, self.head_hidden_size, self.img_size = 2 * width, hidden, img_size
         self.drop_rate, self.zero_init = 0.0, False
         self.num_positions = (((img_size - 4) // 2 - 4) // 2) ** 2
         self.conv1, self.pool1, self.act1 = nn.Conv2d(channels, width, 5), nn.MaxPool2d(2, 2), nn.ReLU()
@@ -62,7 +62,13 @@ class FiveByFive(SmallCNN):
         return nn.Sequential(nn.Flatten(), first, nn.ReLU())
 
     def stages(self, x: Tensor, tap: Tap = keep) -> Iterator[Tensor]:
-        """What leaves the two convolutions; see `Classifier.stages`."""
+        """What leaves the two convolutions; see `Classifier.stages`.
+
+        Raises:
+            ContractError: images of another size than `img_size`.
+        """
+        if tuple(x.shape[2:]) != (self.img_size, self.img_size):
+            raise ContractError(f"images {list(x.shape)} must have {self.img_size} pixels a side (img_size)")
         x = tap("act1", self.act1(self.pool1(self.conv1(x))))
         yield x
         yield tap("act2", self.act2(self.pool2(self.conv2(x))))

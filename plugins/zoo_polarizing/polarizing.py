@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,11 +101,19 @@ class PolarizingConv(nn.Conv2d):
             return z
         if self.how == "soft":
             return self.softened(z)
+        code = self.quantised(z)
+        if code.numel() and not bool(code.any()):
+            warnings.warn(
+                f"no activation passes the threshold of {self.threshold:g}: every code of this batch is empty; lower it, "
+                "or train the filters",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if self.how == "identity":
-            return straight_through(self.quantised(z), z)
+            return straight_through(code, z)
         if self.how == "smooth":
-            return straight_through(self.quantised(z), self.softened(z))
-        return self.quantised(z)
+            return straight_through(code, self.softened(z))
+        return code
 
 
 def fronts(model: nn.Module) -> list[PolarizingConv]:
