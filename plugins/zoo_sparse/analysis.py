@@ -100,9 +100,7 @@ def codes(model: nn.Module, data: Data, *, out: Path, image: int = 0, seed: int 
     steps = {"projections": a, f"top {encoder.top}": top, "after dropout": kept, "code": code}
     if not encoder.drop:
         del steps["after dropout"]
-    about = (
-        f"{_name(model)}, image {image} of {data.name}: the first {draw.SHOWN} patches, atoms to the right"
-    )
+    about = f"{_name(model)}, image {image} of {data.name}: the first {draw.SHOWN} patches"
     draw.codes_plot({k: v.cpu() for k, v in steps.items()}, Path(out) / "codes.png", about)
     share = {
         k: round(float((v != 0).float().mean()), 6)

@@ -29,20 +29,23 @@ def correlations_plot(values: Mapping[str, Tensor], bins: int, path: Path, about
 
 
 def codes_plot(steps: Mapping[str, Tensor], path: Path, about: str) -> Path:
-    """A picture per step: `[patches, atoms]`, blue below and red above zero, each on its own scale."""
-    figure = new_figure(3.4 * len(steps), 3.9, "The code of an image, step by step", about)
-    for axes, (name, values) in zip(
-        figure.subplots(1, len(steps), squeeze=False)[0], steps.items(), strict=True
-    ):
+    """A picture per step, one below the other: `[patches, atoms]`, blue below and red above zero, each on its own scale.
+
+    They are wide enough that each of a thousand atoms has a dot of its own: a code is mostly single dots.
+    """
+    about += "; red above 0, blue below, each on its own scale"
+    figure = new_figure(9.0, 2.3 * len(steps) + 0.8, "The code of an image, step by step", about)
+    panels = figure.subplots(len(steps), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, (name, values) in zip(panels, steps.items(), strict=True):
         part = values[:SHOWN]
         limit = float(part.abs().max()) or 1.0
         axes.imshow(
             part.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
         )
         axes.set_title(f"{name}: {float((values != 0).float().mean()):.1%} not 0", fontsize=10, color=INK)
-        axes.set_xlabel("atom", fontsize=9, color=SOFT)
+        axes.set_ylabel("patch", fontsize=9, color=SOFT)
         axes.tick_params(labelsize=8, colors=INK)
-    figure.axes[0].set_ylabel("patch", fontsize=9, color=SOFT)
+    panels[-1].set_xlabel("atom", fontsize=9, color=SOFT)
     return save_figure(figure, path)
 
 
