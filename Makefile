@@ -30,7 +30,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# ONLY=startup, models, evaluation, autoattack, training or equality for one part; evaluation and
+# ONLY=startup, loading, models, evaluation, autoattack, training or equality for one part; evaluation and
 # equality take about 10 minutes each, autoattack 20
 bench: install
 	$(BIN)/python tests/bench.py $(ONLY)

@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import bench_evoshift
 import bench_frequency
 import bench_hah
 import bench_sparse
+import bench_starting
 import bench_tisode
 
 Row = dict[str, Any]
@@ -45,56 +45,6 @@ def row(name: str, reference: str, ratio: float, unit: str, **settings: Any) -> 
         "unit": unit,
         "settings": settings,
     }
-
-
-def startup() -> list[Row]:
-    """Time of the command line against that of an empty interpreter."""
-    zoo = str(Path(sys.executable).with_name("zoo"))
-    commands = {
-        "python -c pass": [sys.executable, "-c", "pass"],
-        "zoo --help": [zoo, "--help"],
-        "zoo list": [zoo, "list"],
-    }
-    quiet = {"stdout": subprocess.DEVNULL, "check": True}
-    for command in commands.values():
-        subprocess.run(command, **quiet)
-    tasks = {k: lambda c=c: subprocess.run(c, **quiet) for k, c in commands.items()}
-    seconds = alternate(tasks, 25)
-    base = seconds.pop("python -c pass")
-    settings = {"repeats": 25, "python_ms": round(1000 * base, 1)}
-    return [row(k, "python -c pass", s / base, "x the time", **settings) for k, s in seconds.items()]
-
-
-def loading() -> list[Row]:
-    """A bundled model by name in a fresh process, against timm's constructor and reading the file."""
-    name, module = "cifs-resnet10.at_digits", "zoo_cifs.cifs"
-    plain = f"""
-import json, pathlib, timm, safetensors.torch, {module}
-folder = pathlib.Path(sys.argv[1])
-model = timm.create_model("{name}".replace("-", "_"), **json.loads((folder / "config.json").read_text())["model_args"])
-model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-model.eval()
-"""
-    folder = str(Path(__file__).resolve().parent.parent / "model_cards" / name)
-    quiet = {"stdout": subprocess.DEVNULL, "check": True}
-    scripts = {"zoo": f"import zoo; zoo.load({name!r})", "timm": "import sys" + plain}
-    tasks = {
-        key: lambda text=text: subprocess.run([sys.executable, "-c", text, folder], **quiet)
-        for key, text in scripts.items()
-    }
-    for task in tasks.values():
-        task()
-    seconds = alternate(tasks, 7)
-    settings = {"repeats": 7, "timm_s": round(seconds["timm"], 2)}
-    return [
-        row(
-            f"zoo.load({name!r}), cold",
-            "timm + file",
-            seconds["zoo"] / seconds["timm"],
-            "x the time",
-            **settings,
-        )
-    ]
 
 
 def models() -> list[Row]:
@@ -393,8 +343,8 @@ def _data_root() -> str:
 
 
 SECTIONS = {
-    "startup": startup,
-    "loading": loading,
+    "startup": lambda: bench_starting.startup(alternate, row),
+    "loading": lambda: bench_starting.loading(alternate, row),
     "models": models,
     "evaluation": evaluation,
     "autoattack": autoattack,
