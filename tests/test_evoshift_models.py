@@ -105,6 +105,16 @@ def test_a_side_that_poolings_do_not_divide_is_refused():
         vib(img_size=10)
 
 
+def test_the_recipe_trains_on_images_of_another_size_when_told(tmp_path):
+    """MNIST's network on digits, which are 32x32: refused in one line with the remedy, which works."""
+    name, overrides = "vibce-graynet.vibce_mnist_5k", ["dataset=digits"]
+    with pytest.raises(ZooError, match=r"\(1, 32, 32\) \(--set model_kwargs.img_size=N"):
+        zoo.train(name, out=tmp_path / "refused", overrides=overrides, smoke=True)
+    overrides += ["model_kwargs.img_size=32", "stages.0.batch_size=4"]
+    zoo.train(name, out=tmp_path / "run", overrides=overrides, smoke=True)
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
 TRIAL = Trial(epochs=1, batch_size=16)
 
 

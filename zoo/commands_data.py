@@ -32,7 +32,8 @@ def perturb(
 ) -> None:
     """Run ATTACK, as 'random-pixels(pixels=2)', on the training images of DATASET; without one, list them.
 
-    DIR/folder is then read with '--data folder' and DIR/parquet with '--data parquet', either as --data-root.
+    DIR/folder is then read with '--data folder' (gray images: 'folder(channels=1)') and DIR/parquet with '--data
+    parquet', either as --data-root; 'zoo train NAME --set dataset=parquet --data-root DIR/parquet' trains on them.
     """
     from zoo.perturbation import FORMATS, data_attacks, write_data
     from zoo.perturbation import perturb as run

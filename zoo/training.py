@@ -39,6 +39,7 @@ from zoo.result import Result
 from zoo.share import Share
 from zoo.spec import Recipe, Stage, resolve, resolve_call
 from zoo.step import Heads, Objective, Step, keyed
+from zoo.task import blamed
 from zoo.update import Updater
 from zoo.validation import BEST_FILE, Selection, hold_out
 from zoo.weights import finite, load_into, save_state
@@ -165,7 +166,7 @@ class _Run:
         self.selection = Selection(recipe, None if smoke else held, folder)
         if recipe.init_from:
             model.load_state_dict(load(recipe.init_from).state_dict(), strict=True)
-        _check_fits(recipe, data)
+        _check_fits(recipe, data, model)
         self.precision = precision or choose(model, group.device)
         self.key = run_key(recipe, data.sha256, smoke, self.precision, group.count)
         dtype = torch.float64 if self.precision == "float64" else torch.float32
@@ -330,7 +331,7 @@ class _Run:
         self.optimizer_state = state["optimizer"]
 
 
-def _check_fits(recipe: Recipe, data: Data) -> None:
+def _check_fits(recipe: Recipe, data: Data, model: nn.Module) -> None:
     """Refuse a data set that the model cannot take, before anything is computed."""
     spec = registry().model(recipe.model)
     channels = recipe.model_kwargs.get("in_chans", spec.input_size[0])
@@ -340,6 +341,13 @@ def _check_fits(recipe: Recipe, data: Data) -> None:
         check_fits(
             data, channels, recipe.model_kwargs.get("num_classes", spec.num_classes), model=recipe.name
         )
+    # a size that does not fit is known to the model's forward only
+    refused = (
+        f"{recipe.name} cannot take images {data.shape} (--set model_kwargs.img_size=N where it has a size)"
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), blamed(refused):
+        model.eval()(data.batch(torch.arange(1)).float() / 255)
+    model.train()
 
 
 def _clear(folder: Path) -> None:
