@@ -20,6 +20,7 @@ from zoo.errors import UnknownName, ZooError
 from zoo.registry import registry
 from zoo.threat import Threat
 from zoo_layerwise import activations, flow, gradcam, parameters
+from zoo_layerwise.draw import places
 from zoo_layerwise.layers import convolutions, weight_of
 from zoo_layerwise.singular import circular, lanczos
 
@@ -213,6 +214,11 @@ def test_each_analysis_writes_readable_pictures_and_numbers(name, models, tmp_pa
     if name != "bn":  # whose numbers stand close to one another
         for figure, _ in figures:
             assert_readable(figure)
+    if name in ("bn", "filters"):
+        titles = [axes.get_title() for axes in figures[0][0].axes]
+        kinds = list(parameters.KINDS) if name == "bn" else ["sparsity"]
+        assert titles[: len(kinds)] == kinds  # above the first row, and nowhere else
+        assert not any(titles[len(kinds) :])
     assert json.loads((tmp_path / "numbers.json").read_text()) == found
     (rows,) = found["models"].values()
     listed = [row["layer"] for row in rows] if isinstance(rows, list) else [rows["layer"]]
@@ -236,6 +242,40 @@ def test_a_second_model_stands_beside_the_first(tmp_path):
     )
     assert list(found["models"]) == ["resnet10-cifar.at_digits", "resnet10-cifar.natural_digits"]
     assert (tmp_path / "snr.png").stat().st_size > 5000
+
+
+class Deeper(Two):
+    """The convolutions of `Two` under other paths, and a path of `Two` for another place."""
+
+    def __init__(self, more: bool = False) -> None:
+        super().__init__()
+        self.third, self.second = self.second, self.first
+        del self.first
+        if more:
+            self.last = nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act(self.third(self.second(x))).mean((2, 3)))
+
+
+def test_layers_of_two_models_are_compared_place_by_place(tmp_path):
+    data, one, other = data_of(), Two(), Deeper()
+    assert list(convolutions(other)) == ["second", "third"]
+    with mock.patch("zoo_layerwise.layers.load", return_value=other):
+        found = parameters.filters(one, data, out=tmp_path, against="other")
+        assert list(found["edges"]) == ["first / second", "second / third"]
+        for title, each in (("Two", one), ("Deeper", other)):
+            rows = found["models"][title]
+            assert [row["layer"] for row in rows] == list(convolutions(each))
+            means = [float(v["sparsity"].mean()) for v in parameters.filter_values(each).values()]
+            assert [row["sparsity"]["mean"] for row in rows] == pytest.approx(means, abs=1e-6)
+        spectra = parameters.spectrum(one, data, out=tmp_path, layers="second", against="other")["models"]
+        assert [row["layer"] for row in spectra["Deeper"]] == ["third"]
+    assert places([["a", "b"], ["a", "c", "d"]]) == ["a", "b / c", "d"]
+    with mock.patch("zoo_layerwise.layers.load", return_value=Deeper(more=True)):
+        for run in (parameters.filters, parameters.spectrum):
+            with pytest.raises(ZooError, match="Two has 2, Deeper has 3; look at each model alone"):
+                run(one, data, out=tmp_path, against="other")
 
 
 def test_plain_modules_of_anybody_can_be_looked_into(tmp_path):

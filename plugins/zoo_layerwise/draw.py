@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -19,6 +20,12 @@ def _ticks(axes: Any, names: Sequence[str]) -> None:
     axes.set_xticks(range(0, len(names), every), list(names)[::every], rotation=90, fontsize=7)
 
 
+def places(layers: Iterable[Sequence[str]]) -> list[str]:
+    """The layers of several models place by place; both paths where one place has different ones."""
+    each = zip_longest(*layers, fillvalue="")
+    return [" / ".join(dict.fromkeys(name for name in names if name)) for names in each]
+
+
 def _lines(name: str, width: int) -> str:
     """A model's name in lines, its tag below it, so that two tags of one model can be told apart."""
     return "\n".join(line for part in name.replace(".", ".\n", 1).split("\n") for line in wrap(part, width))
@@ -27,13 +34,13 @@ def _lines(name: str, width: int) -> str:
 def layer_curves(
     curves: Mapping[str, Curve], path: Path, title: str, about: str, label: str, low: float | None = None
 ) -> None:
-    """Values from layer to layer, one line for each model; names of the first model's layers.
+    """Values from layer to layer, one line for each model, the layers of all models below.
 
     Args:
         curves: {model: (layers, values)}.
         low: where the vertical axis begins; None for what fits.
     """
-    names = list(next(iter(curves.values()))[0])
+    names = places(layers for layers, _ in curves.values())
     figure = new_figure(8, 4.4, title, about)
     axes = figure.add_subplot()
     for colour, (name, (_, values)) in zip(COLOURS, curves.items(), strict=False):
@@ -44,8 +51,7 @@ def layer_curves(
     axes.set_ylim(bottom=low)
     plain_axes(axes, "y")
     _ticks(axes, names)
-    if len(curves) > 1:
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     save_figure(figure, path)
 
 
@@ -62,9 +68,8 @@ def spread_plot(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, tit
         axes.plot(at, [s["median"] for s in spreads], color=colour, linewidth=1.5, label=name)
     axes.set_ylabel("ratio: median, 10 % to 90 %", fontsize=9, color=INK)
     plain_axes(axes, "y")
-    _ticks(axes, [layer["layer"] for layer in next(iter(rows.values()))])
-    if len(rows) > 1:
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    _ticks(axes, places([layer["layer"] for layer in layers] for layers in rows.values()))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     save_figure(figure, path)
 
 
@@ -73,7 +78,6 @@ def histogram_grid(
     path: Path,
     title: str,
     about: str,
-    models: Sequence[str],
 ) -> None:
     """Histograms of every layer (a row) and kind of number (a column), the models on one another.
 
@@ -83,7 +87,7 @@ def histogram_grid(
     columns = len(rows[0][1])
     figure = new_figure(max(6.4, 2.4 * columns + 1.2), 0.62 * len(rows) + 1.4, title, about)
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (layer, kinds) in zip(grid, rows, strict=True):
+    for place, (line, (layer, kinds)) in enumerate(zip(grid, rows, strict=True)):
         for axes, (kind, edges, counts) in zip(line, kinds, strict=True):
             for colour, (name, shares) in zip(COLOURS, counts.items(), strict=False):
                 axes.stairs(shares, edges, color=colour, fill=True, alpha=0.45, label=name)
@@ -92,41 +96,40 @@ def histogram_grid(
             axes.set_xticks([edges[0], edges[-1]], [f"{edges[0]:.2g}", f"{edges[-1]:.2g}"], fontsize=6)
             axes.get_xticklabels()[-1].set_ha("right")
             axes.get_xticklabels()[0].set_ha("left")
-            if line is grid[0]:
+            if place == 0:
                 axes.set_title(kind, fontsize=8, color=INK)
         line[0].set_ylabel(layer, fontsize=7, rotation=0, ha="right", va="center", color=INK)
     handles, labels = grid[0][0].get_legend_handles_labels()
-    if len(models) > 1:
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     save_figure(figure, path)
 
 
 def spectrum_plot(
-    curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path, title: str, about: str
+    rows: Sequence[tuple[str, Mapping[str, Sequence[float]]]], path: Path, title: str, about: str
 ) -> None:
-    """Singular values over the largest of each layer, against their rank as a share of all."""
-    layers = list(next(iter(curves.values())))
-    across = min(4, len(layers))
-    down = -(-len(layers) // across)
+    """Singular values over the largest of each layer, against their rank as a share of all.
+
+    Args:
+        rows: [(layer, {model: values, the largest first})].
+    """
+    across = min(4, len(rows))
+    down = -(-len(rows) // across)
     figure = new_figure(2.3 * across + 0.4, 1.6 * down + 1.1, title, about)
     grid = figure.subplots(down, across, squeeze=False, sharey=True)
-    for number, axes in enumerate(grid.flat):
-        if number >= len(layers):
-            axes.axis("off")
-            continue
-        for colour, (name, spectra) in zip(COLOURS, curves.items(), strict=False):
-            values = spectra.get(layers[number], ())
+    for axes in list(grid.flat)[len(rows) :]:
+        axes.axis("off")
+    for axes, (layer, spectra) in zip(grid.flat, rows, strict=False):
+        for colour, (name, values) in zip(COLOURS, spectra.items(), strict=False):
             at = [i / max(len(values) - 1, 1) for i in range(len(values))]
             axes.plot(
                 at, [v / max(values[0], 1e-12) for v in values], color=colour, linewidth=1.4, label=name
             )
-        axes.set_title(layers[number], fontsize=7, color=INK)
+        axes.set_title(layer, fontsize=7, color=INK)
         axes.set_ylim(0, 1.05)
         plain_axes(axes, "y")
         axes.tick_params(labelsize=6)
-    if len(curves) > 1:
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     save_figure(figure, path)
 
 
@@ -179,5 +182,5 @@ def overlay_grid(
         axes.set_xticks([])
         axes.set_yticks([])
     for line, name in zip(grid[1:], maps, strict=True):
-        line[0].set_ylabel(_lines(name, 18), fontsize=6)
+        line[0].set_ylabel(_lines(name, 21), fontsize=6)
     save_figure(figure, path)

@@ -55,7 +55,7 @@ def gradcam(
         out: an existing folder.
         layer: the path of a module; "" for the first convolution.
         shown: images.
-        against, against_weights: a second model, whose layer of the same kind is shown.
+        against, against_weights: a second model, whose layer of the same path is shown.
 
     Returns:
         {"models": {title: {"layer", "coverage": mean share of pixels above half of the maximum}}}.
@@ -81,6 +81,7 @@ def gradcam(
         head = head_of(data, models)
     captions = [f"class {int(label)}" for label in y]
     pixels = x.cpu().permute(0, 2, 3, 1).numpy()
-    about = f"{len(x)} images of {data.name}; evidence for the true class at the layer"
+    layers = " and ".join(dict.fromkeys(str(entry["layer"]) for entry in found.values()))
+    about = f"{len(x)} images of {data.name}; evidence for the true class at {layers}"
     overlay_grid(pixels, maps, captions, out / "gradcam.png", "Grad-CAM", about)
     return {**head, "n": len(x), "models": found}

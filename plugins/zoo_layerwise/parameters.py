@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo import progress
 from zoo.data import Data
 from zoo.errors import ZooError, unknown
-from zoo_layerwise.draw import histogram_grid, spectrum_plot
+from zoo_layerwise.draw import histogram_grid, places, spectrum_plot
 from zoo_layerwise.layers import beside, captured, convolutions, head_of, images_of, summary, weight_of
 from zoo_layerwise.singular import circular, lanczos
 
@@ -21,6 +21,24 @@ PADDINGS = ("circular", "zeros")
 KEPT = 200  # singular values of a layer in the numbers, evenly spaced by rank
 
 Values = dict[str, dict[str, Tensor]]  # {layer: {kind: values}}
+T = TypeVar("T")
+
+
+def aligned(found: Mapping[str, Mapping[str, T]]) -> list[tuple[str, dict[str, T]]]:
+    """{model: {layer: ...}} place by place, [(layer, {model: ...})]: a path may mean another layer in another model.
+
+    Raises:
+        ZooError: the models have different numbers of layers.
+    """
+    counts = {title: len(layers) for title, layers in found.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{title} has {count}" for title, count in counts.items())
+        raise ZooError(f"layers of this kind cannot be put side by side: {listed}; look at each model alone")
+    rows = zip(*(layers.values() for layers in found.values()), strict=True)
+    return [
+        (label, dict(zip(found, row, strict=True)))
+        for label, row in zip(places(list(layers) for layers in found.values()), rows, strict=True)
+    ]
 
 
 def norm_values(model: nn.Module) -> Values:
@@ -66,7 +84,11 @@ def batch_norm(
     with beside(model, against, against_weights) as models:
         values = {title: norm_values(each) for title, each in models}
         head = head_of(data, models)
-    return head | _histograms(values, bins, out / "bn.png", "What the BatchNorm layers hold")
+    title, about = (
+        "What the BatchNorm layers hold",
+        f"histograms over {bins} bins, from the least to the largest value",
+    )
+    return head | _histograms(values, bins, out / "bn.png", title, about)
 
 
 def filters(
@@ -79,22 +101,23 @@ def filters(
     with beside(model, against, against_weights) as models:
         values = {title: filter_values(each) for title, each in models}
         head = head_of(data, models)
-    title = "((L1/L2)² - 1) / (d - 1) of filters: 0 is one weight, 1 is all equal"
-    return head | _histograms(values, bins, out / "filters.png", title)
+    about = "((L1/L2)² - 1) / (d - 1): 0 is one weight, 1 is all of one size"
+    return head | _histograms(values, bins, out / "filters.png", "Sparsity of filters", about)
 
 
-def _histograms(values: Mapping[str, Values], bins: int, path: Path, title: str) -> dict[str, Any]:
+def _histograms(
+    values: Mapping[str, Values], bins: int, path: Path, title: str, about: str
+) -> dict[str, Any]:
     if bins < 1:
         raise ZooError(f"bins={bins} must be at least 1")
-    first = next(iter(values.values()))
     found: dict[str, list[dict[str, Any]]] = {model: [] for model in values}
     edges: dict[str, dict[str, list[float]]] = {}
     rows = []
-    for layer, kinds in first.items():
+    for place, (layer, models) in enumerate(aligned(values)):
         edges[layer], columns = {}, []
-        entries: dict[str, dict[str, Any]] = {model: {"layer": layer} for model in values}
-        for kind in kinds:
-            own = {m: v[layer][kind] for m, v in values.items() if kind in v.get(layer, {})}
+        entries: dict[str, dict[str, Any]] = {m: {"layer": list(v)[place]} for m, v in values.items()}
+        for kind in next(iter(models.values())):
+            own = {model: kinds[kind] for model, kinds in models.items() if kind in kinds}
             together = torch.cat(list(own.values()))
             low, high = float(together.min()), float(together.max())
             marks = torch.linspace(low, high if high > low else low + 1e-6, bins + 1)
@@ -106,10 +129,9 @@ def _histograms(values: Mapping[str, Values], bins: int, path: Path, title: str)
                 shares[name] = (counts / counts.sum().clamp_min(1)).tolist()
             columns.append((kind, marks.tolist(), shares))
         for name, entry in entries.items():
-            if len(entry) > 1:
-                found[name].append(entry)
+            found[name].append(entry)
         rows.append((layer, columns))
-    histogram_grid(rows, path, title, " against ".join(values), list(values))
+    histogram_grid(rows, path, title, about)
     return {"models": found, "edges": edges}
 
 
@@ -133,9 +155,9 @@ def spectrum(
         padding: "circular", all values exactly, as if images wrapped around; or "zeros", estimates of the largest
             `top` with the convolution's own padding (`zoo_layerwise.singular`).
         top: of "zeros".
-        layers: paths of convolutions separated by commas; "" for all.
+        layers: paths of convolutions of the first model separated by commas; "" for all.
         seed: of the estimates.
-        against, against_weights: a second model.
+        against, against_weights: a second model with as many convolutions, which are compared in their order.
 
     Returns:
         {"models": {title: [{"layer", "size", "largest", "count", "stable_rank", "values"}]}}; values are at most
@@ -143,20 +165,24 @@ def spectrum(
 
     Raises:
         UnknownName: of padding or layers.
+        ZooError: another number of convolutions in the second model.
     """
     if padding not in PADDINGS:
         raise unknown("padding", str(padding), PADDINGS)
     x = images_of(model, data)[:1]
     wanted = [name.strip() for name in layers.split(",") if name.strip()]
+    names = list(convolutions(model))
+    for name in wanted:
+        if name not in names:
+            raise unknown("convolution", name, names)
+    at = [place for place, name in enumerate(names) if name in (wanted or names)]
     found: dict[str, list[dict[str, Any]]] = {}
     curves: dict[str, dict[str, list[float]]] = {}
     with beside(model, against, against_weights) as models:
+        aligned({title: convolutions(each) for title, each in models})  # before the long part
         for title, each in models:
-            convs = convolutions(each)
-            for name in wanted:
-                if name not in convs:
-                    raise unknown("convolution", name, convs)
-            chosen = {name: conv for name, conv in convs.items() if name in (wanted or convs)}
+            convs = list(convolutions(each).items())
+            chosen = dict(convs[place] for place in at)
             with captured(each, list(chosen), inputs=True) as inputs, torch.no_grad():
                 each(x)
             found[title], curves[title] = [], {}
@@ -183,7 +209,7 @@ def spectrum(
     about = (
         "all, circular padding" if padding == "circular" else f"the largest {top}, estimated, zero padding"
     )
-    spectrum_plot(curves, out / "svd.png", "Singular values over the largest, by rank", about)
+    spectrum_plot(aligned(curves), out / "svd.png", "Singular values over the largest, by rank", about)
     return {**head, "padding": padding, "models": found}
 
 
