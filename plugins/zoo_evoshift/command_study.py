@@ -92,7 +92,8 @@ def study(
     for row in found["results"]:
         spread = f" ± {100 * row['clean_std']:.1f}" if row.get("clean_std") is not None else ""
         nuisance = f"  alpha_N {row['alpha_n']:.2f}" if "alpha_n" in row else ""
+        label = row["label"] + (f" at {row['x']:g}" if "x" in row else "")
         click.echo(
-            f"{row['label']:32} clean {100 * row['clean']:5.1f}{spread}  alpha_S {row['alpha_s']:.2f}{nuisance}"
+            f"{label:36} clean {100 * row['clean']:5.1f}{spread}  alpha_S {row['alpha_s']:.2f}{nuisance}"
         )
     click.echo(json.dumps({"wrote": out}))

@@ -258,7 +258,7 @@ def figure(
 
     Returns:
         {"results": one entry for each row: "name" (model.short), "dataset", "n", "clean", "alpha_s", "alpha_n" and
-        their standard deviations over the trials, "trials"}; `zoo reproduce --results` reads it.
+        their standard deviations over the trials, "trials", and "x" where there is an axis}; `zoo reproduce --results` reads it.
 
     Raises:
         UnknownName: no such figure.
@@ -297,6 +297,8 @@ def _summary(row: Row, answers: Sequence[Mapping[str, Any]], train: Data, test: 
         "optimizer": first.optimizer,
         "trials": len(answers),
     }
+    if row.x is not None:
+        entry["x"] = row.x
     for key in ("clean", "alpha_s", "alpha_n", "train"):
         values = [answer[key] for answer in answers if answer[key] is not None]
         if values:
