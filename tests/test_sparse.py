@@ -313,6 +313,7 @@ def test_learning_a_dictionary() -> None:
         ({"widths": (3,)}, "widths"),
         ({"decoder": "strid"}, "decoder='strid'"),
         ({"ensemble": 0}, "ensemble=0"),
+        ({"topp": 3}, "no argument 'topp'; it takes atoms, .*layers, .*top, width"),
     ],
 )
 def test_bad_arguments(kwargs: dict[str, Any], words: str) -> None:
