@@ -122,6 +122,10 @@ def annealed(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, rank: in
     steps shorter (`STEEPER`, `SHORTER`, both geometrically). At first the gradient sees all activations and means little;
     in the end it sees those at the thresholds alone and means what the quantiser does.
 
+    Measured, images that stand: of 60 digits at 0.15 the direct surrogates leave 10, Square 6 (1,000 queries), all
+    surrogates 5; of 30 of MNIST at 0.3 16, 14 (12 with 5,000 queries) and, annealed alone, 12. Steepness up to 16 or 100,
+    longer steps or three times as many parts leave 11 to 12 of the 30, half as long steps 13.
+
     Args:
         model, x, y, threat, seed: as in `polarizing_bpda`.
         rank: of the wrong class, 0 the most probable one of the clean image; beyond the last class nothing is done.
