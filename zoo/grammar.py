@@ -127,7 +127,8 @@ def _arguments(text: str, whole: str) -> dict[str, Value]:
         match = re.match(_ARGUMENT, text[position:])
         if match is None:
             raise ZooError(
-                f"cannot read {text[position : position + 40]!r} in {whole[:100]!r}; write key=value, ..."
+                f"cannot read {text[position : position + 40]!r} in {whole[:100]!r}; write key=value, ..., and text "
+                "with commas in quotes (on a command line \"key='a,b'\")"
             )
         if match["key"] in params:
             raise ZooError(f"{match['key']!r} is given twice in {whole[:100]!r}")
