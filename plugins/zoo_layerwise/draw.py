@@ -128,6 +128,7 @@ def spectrum_plot(
         axes.set_ylim(0, 1.05)
         plain_axes(axes, "y")
         axes.tick_params(labelsize=6)
+    figure.supxlabel("rank, as a share of all", fontsize=8)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     save_figure(figure, path)
