@@ -135,4 +135,6 @@ def _strip(places: Any, images: Any, title: str) -> None:
     for axes, image in zip(places, images, strict=False):
         pixels = torch.tensor(image, dtype=torch.uint8).permute(1, 2, 0).numpy()
         axes.imshow(pixels[..., 0] if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
-    places[0].set_title(title, fontsize=8, color=INK, loc="left")
+    places[0].set_title(" ", fontsize=8)  # the room of the text, which runs over the whole row
+    text = places[0].text(0, 1.06, title, transform=places[0].transAxes, fontsize=8, color=INK, va="bottom")
+    text.set_in_layout(False)
