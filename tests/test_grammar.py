@@ -74,7 +74,7 @@ def test_call_round_trip(name, params, backend):
 
 
 def test_text_with_commas_is_told_how_to_be_quoted():
-    with pytest.raises(ZooError, match=r"cannot read 'conv2' in .* on a command line \"key='a,b'\""):
+    with pytest.raises(ZooError, match=r"cannot read 'conv2' in .*on a command line \"key='a,b'\""):
         parse_call("svd(layers=conv1,conv2)")
 
 

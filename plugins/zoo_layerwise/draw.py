@@ -56,7 +56,7 @@ def layer_curves(
 
 
 def spread_plot(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str, about: str) -> None:
-    """Median (line) and the tenth to the ninetieth percentile (band) of each layer, logarithmic."""
+    """Median (line) and the tenth to the ninetieth percentile (band) of each layer."""
     figure = new_figure(8, 4.4, title, about)
     axes = figure.add_subplot()
     for colour, (name, layers) in zip(COLOURS, rows.items(), strict=False):
@@ -128,7 +128,6 @@ def spectrum_plot(
         axes.set_ylim(0, 1.05)
         plain_axes(axes, "y")
         axes.tick_params(labelsize=6)
-    figure.supxlabel("rank, as a share of all", fontsize=8)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     save_figure(figure, path)

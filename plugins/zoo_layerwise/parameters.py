@@ -209,7 +209,8 @@ def spectrum(
     about = (
         "all, circular padding" if padding == "circular" else f"the largest {top}, estimated, zero padding"
     )
-    spectrum_plot(aligned(curves), out / "svd.png", "Singular values over the largest, by rank", about)
+    about += "; to the right: the rank as a share of all"
+    spectrum_plot(aligned(curves), out / "svd.png", "Singular values over the largest", about)
     return {**head, "padding": padding, "models": found}
 
 
