@@ -1,9 +1,8 @@
-"""The networks and the loss vibCE, trials and figures, VAEGAN, Grad-CAM, the search's command and workers."""
+"""The networks and the loss vibCE, trials and figures, Grad-CAM, the search's command and workers."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -29,7 +28,6 @@ from zoo_evoshift.fit import fit, fresh
 from zoo_evoshift.pattern import Pattern, Pixel, random_pattern
 from zoo_evoshift.recipe import vibce, vibce_loss, vibce_terms
 from zoo_evoshift.study import Trial, study
-from zoo_evoshift.vaegan import Settings, VaeGan, _losses, _update, psnr, train_vaegan
 
 
 def vib(**changed):
@@ -201,6 +199,24 @@ def test_a_figure_writes_numbers_that_reproduce_reads(tmp_path):
         figure("9", options, train, test, out=tmp_path / "out")
 
 
+def test_rows_on_an_axis_say_where_they_stand(tmp_path):
+    path = Pattern(8, 8, 1, tuple((Pixel(k, 0, (1.0,)),) for k in range(4))).save(tmp_path / "p.json")
+    options = Options(base=replace(TRIAL, epochs=0), patterns=(str(path),), seeds=1, num_classes=4)
+    found = figure("2-5", options, toy(8), toy(8, seed=1), out=tmp_path / "out")
+    assert [row["x"] for row in found["results"]] == [0, 1, 2, 3, 4]
+    assert (tmp_path / "out" / "curve.png").exists()
+
+
+def test_vibce_may_be_trained_in_its_own_way():
+    options = Options(base=TRIAL, vib_epochs=7, vib_optimizer="adam(lr=0.003)")
+    trials = [trial for row in FIGURES["2.4"][0](options) for trial in row.trials]
+    seen = {(t.loss, t.model, t.epochs, t.optimizer) for t in trials}
+    assert seen == {
+        ("ce", "graynet", 1, "adam(lr=0.001)"),
+        ("vibce", "vibce-graynet", 7, "adam(lr=0.003)"),
+    }
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_are_lists_of_distinct_trials(name, tmp_path):
     from zoo_evoshift.study import _network
@@ -245,43 +261,6 @@ def test_grad_cam_is_measured_around_the_pixels_of_a_class(tmp_path):
 class Sum(torch.nn.Module):
     def forward(self, x):
         return x.sum(2)
-
-
-def test_a_vaegan_learns_to_reconstruct():
-    data = toy(96, noise=20, signal=200)
-    settings = Settings(epochs=10, batch_size=16, latent=8, width=8, lr=2e-3)
-    untrained = VaeGan((1, 8, 8), 8, 8).eval()
-    model, log, shown = train_vaegan(data.images, settings, keep=data.images[:2])
-    before, after = (psnr(m.reconstruct(data.images), data.images) for m in (untrained, model))
-    assert after > before + 2
-    assert len(log) == len(shown) == 10
-    once, again = (train_vaegan(data.images, replace(settings, epochs=1))[0].state_dict() for _ in range(2))
-    assert all(torch.equal(value, again[key]) for key, value in once.items())
-    with pytest.raises(ZooError, match="epochs=0"):
-        Settings(epochs=0)
-
-
-def test_each_player_of_a_vaegan_moves_by_its_own_loss_only():
-    model = VaeGan((1, 8, 8), 4, 4)
-    players = {"encoder": [*model.encoder.parameters()], "discriminator": [*model.features.parameters()]}
-    steps = {name: torch.optim.Adam(p, lr=0.1) for name, p in players.items()}
-    x = torch.rand(4, 1, 8, 8)
-    wanted = torch.autograd.grad(_losses_at(model, x)["discriminator"], players["discriminator"])
-    before = [p.detach().clone() for p in model.generator.parameters()]
-    _update(_losses_at(model, x), players, steps)
-    assert all(torch.allclose(p.grad, g) for p, g in zip(players["discriminator"], wanted, strict=True))
-    assert all(torch.equal(p, old) for p, old in zip(model.generator.parameters(), before, strict=True))
-
-
-def _losses_at(model, x):
-    torch.manual_seed(5)
-    return _losses(model.eval(), x)
-
-
-def test_psnr_is_that_of_the_formula():
-    images = torch.full((2, 1, 4, 4), 100, dtype=torch.uint8)
-    made = images.float() / 255 + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)
-    assert psnr(made, images) == pytest.approx((20 + 40) / 2, abs=1e-3)
 
 
 def test_art_poisoning_gives_what_perturb_gives_and_keeps_pixels_between_bytes():
@@ -357,17 +336,6 @@ def test_the_paper_figures_of_the_plugin_are_listed():
     from zoo.reproduce import tables
 
     assert tables("evoshift") == ["evoshift:2.1", "evoshift:2.2", "evoshift:2.3", "evoshift:2.4"]
-
-
-def test_the_vaegan_command_compares_attacks(tmp_path):
-    args = ["evoshift-vaegan", "digits", "--out", str(tmp_path), "-n", "40", "--test", "10", "--epochs", "1"]
-    args += ["--width", "4", "--latent", "4", "--attack", "random-pixels(pixels=10)"]
-    found = CliRunner().invoke(cli, args, catch_exceptions=False)
-    assert found.exit_code == 0, found.output
-    rows = json.loads((tmp_path / "numbers.json").read_text())["results"]
-    assert [row["name"] for row in rows] == ["vaegan.clean", "vaegan.random_pixels10"]
-    assert all(math.isfinite(row["psnr"]) for row in rows)
-    assert (tmp_path / "progress.png").exists()
 
 
 def test_digits_keep_their_classes_in_files(tmp_path):
