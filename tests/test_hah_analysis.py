@@ -61,6 +61,8 @@ def test_accuracies_are_counted_among_all_images_and_the_gap_is_paired(tmp_path)
     assert found["clean"] == 0.8  # the last image is labelled wrongly
     assert found["noisy 0"] == 0.8
     assert found["noise"]["0"] == [0.8, 0.8]
+    assert found["n_of"] == {"linf:0.1": 4}
+    assert found["noisy 0"] == found["clean"]
     assert found["linf:0.1"] == 0.5  # of the first four, those at 0.45 and 0.55 break
     assert found["against"]["clean"] == 0.4
     assert found["gap 0"] == pytest.approx(0.4)
@@ -136,9 +138,8 @@ def test_tables_name_recipes_and_numbers_that_there_are():
     for table in tables.values():
         assert {name for names in table["rows"].values() for name in names} <= known
         for metric in table["columns"].values():
-            assert metric in ("clean", "noisy 0.1", "linf:2/255", "l2:0.25") or metric.startswith(
-                "corruption("
-            )
+            known_metrics = ("clean", "noisy 0", "noisy 0.1", "linf:2/255", "l2:0.25")
+            assert metric in known_metrics or metric.startswith("corruption(")
     corrupted = {m for m in tables["5.2"]["columns"].values() if m != "clean"}
     assert corrupted == {f"corruption(name={name})" for name in zoo_hah.CORRUPTIONS}
     for name in zoo_hah.CORRUPTIONS:
@@ -148,12 +149,18 @@ def test_tables_name_recipes_and_numbers_that_there_are():
 
 def test_what_is_measured_stands_beside_what_is_published(tmp_path):
     numbers: dict[str, Any] = {"name": "hah-vgg16.hah_cifar10", "dataset": "cifar10", "n": 5, "clean": 0.5}
-    numbers |= {"noisy 0.1": 0.25, "linf:2/255": 0.125, "l2:0.25": 0.1}
+    numbers |= {
+        "noisy 0": 0.5,
+        "noisy 0.1": 0.25,
+        "linf:2/255": 0.125,
+        "l2:0.25": 0.1,
+        "n_of": {"linf:2/255": 3},
+    }
     (tmp_path / "numbers.json").write_text(json.dumps(numbers))
-    cells = {(c.row, c.column): c.measured for c in reproduce("hah:5.3", [tmp_path]).cells}
-    assert cells["All included", "Noisy sigma=0.1"] == 25.0
-    assert cells["All included", "Linf 2/255"] == 12.5
-    assert cells["No HaH loss", "Clean"] is None
+    cells = {(c.row, c.column): (c.measured, c.n) for c in reproduce("hah:5.3", [tmp_path]).cells}
+    assert cells["All included", "Clean"] == (50.0, 5)
+    assert cells["All included", "Noisy sigma=0.1"] == (25.0, 5)
+    assert cells["All included", "Linf 2/255"] == (12.5, 3)
 
 
 @pytest.mark.parametrize("tag", ["hah_digits", "cheating_digits"])

@@ -11,6 +11,8 @@ What no card holds, because it is about many trainings or about no model, lies i
 of rows too, `model.tag` or any such pair of words, as "toy.adam"; those that only a user's own sweep has, on data
 that nobody may ship, stand in "sweeps" of the table.
 
+"n_of" of a result, {metric: images}, says what was measured on fewer images than its "n".
+
 "notes" of a table are lines that are printed below it. A row may name several models, of which the first with such
 a number counts, or some for each column; a column may name several numbers, of which the least counts, or one (or
 several) for each row:
@@ -226,7 +228,8 @@ def _measured(model: str, metrics: Sequence[str], extra: Sequence[dict[str, Any]
         known |= {**result.get("per_attack", {}), **result.get("extra", {}), **result}
         values = [known[metric] for metric in metrics if isinstance(known.get(metric), int | float)]
         if len(values) == len(metrics):
-            about = {"model": str(name), "epochs": _epochs(name), "n": result["n"]}
+            counts = [result.get("n_of", {}).get(metric, result["n"]) for metric in metrics]
+            about = {"model": str(name), "epochs": _epochs(name), "n": min(counts)}
             return {"measured": float(min(values)), **about, "dataset": result["dataset"]}
     return {}
 

@@ -51,7 +51,8 @@ def protocol(
         seed: of noise and attacks.
 
     Returns:
-        "clean", "noisy 0.1", ... and "linf:2/255", ... as shares, "noise" {sigma: accuracy of each draw}; of the
+        "clean", which is "noisy 0" too, "noisy 0.1", ... and "linf:2/255", ... as shares, "n_of" {metric: images}
+        of what was not measured on all, "noise" {sigma: accuracy of each draw}; of the
         second model the same under "against", and "gap 0.1", "gap 0.1 low", "gap 0.1 high", ...: how far the first
         is above it under noise, with a 95 % interval over the images, paired, of the means over the draws.
 
@@ -74,7 +75,8 @@ def protocol(
             results.append((title, found, right))
         head = head_of(data, models)
     (_, first, right), *others = results
-    first = {**head, "attacked": min(attacked, len(x)), "draws": draws, **first}
+    count = min(attacked, len(x))
+    first = {**head, "attacked": count, "draws": draws, **first, "n_of": {str(t): count for t in attacks}}
     for title, found, other in others:
         first["against"] = {"name": title, **found}
         for level in levels:
@@ -88,7 +90,8 @@ def _noisy(
     model: nn.Module, x: Tensor, y: Tensor, levels: list[str], draws: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Accuracies, and for each level the share of draws in which each image is right, `[N]`."""
-    found: dict[str, Any] = {"clean": _share(predict(model, x) == y)}
+    clean = _share(predict(model, x) == y)
+    found: dict[str, Any] = {"clean": clean, "noisy 0": clean}
     each: dict[str, list[float]] = {}
     shares: dict[str, Tensor] = {}
     for level in levels:
