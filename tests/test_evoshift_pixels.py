@@ -12,6 +12,7 @@ from evoshift_toy import SHAPE, pattern, toy
 import zoo
 from zoo.data import Data, load_data
 from zoo.errors import ZooError
+from zoo_evoshift.attack import load_pattern, pattern_for
 from zoo_evoshift.evolve import Search, evolve
 from zoo_evoshift.pattern import Pattern, Pixel, decode, heuristic_pattern, random_pattern
 from zoo_evoshift.transfer import svf_pattern, value_function
@@ -79,6 +80,7 @@ def test_random_places_may_have_one_intensity():
     data = toy(8)
     made = zoo.perturb(data, "random-pixels(pixels=2, value=1.0)", seed=3)
     assert torch.equal(made.images, white.apply(data.images, data.labels))
+    assert pattern_for("random-pixels(pixels=2, value=1.0)", SHAPE, 4, seed=3) == white
     for wrong in ("random-pixels(value=255)", "random-pixels(value='x')"):
         with pytest.raises(ZooError, match="0 is white"):
             zoo.perturb(data, wrong, seed=3)
@@ -143,8 +145,6 @@ def test_the_attack_of_the_search_writes_what_the_search_finds(tmp_path):
 
 
 def test_the_committed_pixels_of_mnist_say_how_they_were_found():
-    from zoo_evoshift.attack import load_pattern
-
     found = load_pattern("mnist-1")
     about = json.loads(found.about)
     assert (found.shape, found.num_classes, found.num_pixels) == ((1, 28, 28), 10, 1)
