@@ -223,9 +223,12 @@ def test_a_model_remembers_the_filters_of_each_stage(tmp_path: Path) -> None:
     found = activations(model, data, out=tmp_path, threat=THREAT)
     z = model.front.activations(data.pixels())
     near = (z.abs() - 0.5).abs() <= 0.15
-    assert found["stage 2"]["danger"] == pytest.approx(float(near.float().mean()), abs=1e-5)
-    assert sum(found["stage 2"]["levels"]) == pytest.approx(1)
-    assert filters(model, data, out=tmp_path)["stage 1"]["largest"] == pytest.approx(
+    assert found["stage 2 danger"] == pytest.approx(float(near.float().mean()), abs=1e-5)
+    assert found["stage 2 not 0"] == pytest.approx(float((z.abs() > 0.5).float().mean()), abs=1e-5)
+    assert found["stage 2 certified"] == pytest.approx(
+        float((~near).flatten(1).all(1).float().mean()), abs=1e-5
+    )
+    assert filters(model, data, out=tmp_path)["stage 1 largest"] == pytest.approx(
         largest_tap(history[1]), abs=1e-5
     )
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("activations.png", "filters.png"))

@@ -48,29 +48,30 @@ def activations(
         images: how many, from the first.
 
     Returns:
-        "name", "dataset", "n"; for each stage the share of activations in a "danger" zone, the shares of the three
-        "levels" of the quantiser, and the share of images with all activations outside ("certified": no
-        perturbation within eps changes anything).
+        "name", "dataset", "n"; for each stage the share of activations in a danger zone ("stage 1 danger"), the share
+        that the quantiser makes -1 or 1 ("stage 1 not 0"), and the share of images with all activations outside the
+        zones ("stage 1 certified": no perturbation within eps changes anything).
     """
     need_matplotlib()
     front = front_of(model)
     eps = threat.eps if threat.norm == "linf" else 0.0
     x = data.pixels(slice(0, images)).to(front.weight.device)
     found: dict[str, Any] = {}
+    danger: dict[str, float] = {}
     counts: dict[str, Tensor] = {}
     for stage, weight in filters_of(front).items():
         with torch.no_grad():
             z = torch.cat([front.activations(part, weight) for part in x.split(256)])
         near = (z.abs() - front.threshold).abs() <= eps
         q = front.quantised(z)
-        found[stage] = {
-            "danger": round(float(near.float().mean()), 6),
-            "levels": [round(float((q.round() == level).float().mean()), 6) for level in (-1, 0, 1)],
-            "certified": round(float((~near).flatten(1).all(1).float().mean()), 6),
+        danger[stage] = round(float(near.float().mean()), 6)
+        found |= {
+            f"{stage} danger": danger[stage],
+            f"{stage} not 0": round(float((q.round() != 0).float().mean()), 6),
+            f"{stage} certified": round(float((~near).flatten(1).all(1).float().mean()), 6),
         }
         counts[stage] = torch.histc(z.float().cpu(), BINS, -1, 1) / z.numel()
     about = f"{_name(model)}, {len(x)} images of {data.name}, c = {front.threshold:g}"
-    danger = {stage: numbers["danger"] for stage, numbers in found.items()}
     draw.activations_plot(counts, danger, front.threshold, eps, Path(out) / "activations.png", about)
     return {"name": _name(model), "dataset": data.name, "n": len(x), "eps": eps, **found}
 
@@ -83,15 +84,15 @@ def filters(model: nn.Module, data: Data, *, out: Path) -> dict[str, Any]:
         data: names the data set of the model; no image is used.
 
     Returns:
-        "name", "dataset", "n" (0 images); for each stage "largest", the median over the filters of the share of the
-        L1 norm that lies on the largest tap: 1 for a pixel, 1/25 for a flat filter.
+        "name", "dataset", "n" (0 images); for each stage, as "stage 1 largest", the median over the filters of the
+        share of the L1 norm that lies on the largest tap: 1 for a pixel, 1/25 for a flat filter.
     """
     need_matplotlib()
     sheets = filters_of(front_of(model))
     found = {stage: round(largest_tap(weight), 6) for stage, weight in sheets.items()}
     draw.filters_plot({k: v.cpu() for k, v in sheets.items()}, found, Path(out) / "filters.png", _name(model))
     head = {"name": _name(model), "dataset": data.name, "n": 0}
-    return head | {stage: {"largest": value} for stage, value in found.items()}
+    return head | {f"{stage} largest": value for stage, value in found.items()}
 
 
 def largest_tap(weight: Tensor) -> float:
