@@ -16,7 +16,7 @@ that nobody may ship, stand in "sweeps" of the table.
 "notes" of a table are lines that are printed below it. A row may name several models, of which the first with such
 a number counts, or some for each column; a column may name several numbers, of which the least counts, or one (or
 several) for each row:
-{"PGD-20": {"CIFS beta=0": "...", ...}}. "corruption(name=fog)" is the mean over the severities that were measured.
+{"PGD-20": {"CIFS beta=0": "...", ...}}. "corruption(name=fog)" is the mean over the severities that were measured, "corruptions mean" that of all.
 """
 
 from __future__ import annotations
@@ -226,6 +226,7 @@ def _measured(model: str, metrics: Sequence[str], extra: Sequence[dict[str, Any]
         means = corruption_rows(result) if result.get("extra") else []
         known: dict[str, Any] = {f"corruption(name={label})": mean for label, _, mean in means}
         known |= {**result.get("per_attack", {}), **result.get("extra", {}), **result}
+        known["corruptions mean"] = result.get("extra", {}).get("corruptions", {}).get("mean")
         values = [known[metric] for metric in metrics if isinstance(known.get(metric), int | float)]
         if len(values) == len(metrics):
             counts = [result.get("n_of", {}).get(metric, result["n"]) for metric in metrics]
