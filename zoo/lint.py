@@ -102,7 +102,7 @@ def _results(folder: Path) -> Iterator[str]:
         for check in checks:
             yield from check(folder, result)
     for found in read_kept(folder).get("analyses", ()):
-        if lacking := [key for key in ("analysis", "dataset", "n") if not found.get(key)]:
+        if lacking := [key for key in ("analysis", "dataset", "n") if found.get(key) in (None, "")]:
             yield f"the numbers of an analysis do not say of which {lacking[0]}; build the card again"
     if results and (folder / EXAMPLES_FILE).is_file():
         yield from (_scores if results[0].metric == "psnr" else _verdicts)(folder, results[0])
