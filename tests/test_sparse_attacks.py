@@ -294,6 +294,9 @@ def test_distances_of_decision_attacks(trained: Any, tmp_path: Path) -> None:
     assert 0 <= found["Boundary success"] <= 1
     assert 0 <= found["ZOO success"] <= 1
     assert (found["ZOO mean L2"] is None) == (found["ZOO success"] == 0)
+    right = int((trained[0](trained[1][:2]).argmax(1) == trained[2][:2]).sum())
+    assert found["n_of"]["HSJ success"] == found["n_of"]["HSJ mean L2"] == right
+    assert found["n_of"]["ZOO mean L2"] == round(found["ZOO success"] * right)
     assert (tmp_path / "distances.png").stat().st_size > 5000
     with pytest.raises(UnknownName, match="HopSkipJump"):
         analyse(trained[0], "sparse-distances", out=tmp_path, data="digits", params={"attacks": "HopSkip"})

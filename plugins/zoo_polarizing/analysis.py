@@ -27,12 +27,17 @@ def filters_of(front: PolarizingConv) -> dict[str, Tensor]:
     """{stage: filters `[K,C,5,5]`}: those that training kept, and the present ones.
 
     The last stage does not train them: where "stage 2" is kept, it is what "now" shows too, and "now" is left out.
+    Published filters are rounded to float16, the kept ones are not.
     """
     kept = {
         name: weight for name, weight in zip(HISTORY, front.remembered, strict=True) if bool(weight.any())
     }
     present = front.weight.detach()
-    return kept if any(torch.equal(present, weight) for weight in kept.values()) else {**kept, NOW: present}
+    return (
+        kept
+        if any(torch.allclose(present, weight, rtol=1e-3, atol=1e-6) for weight in kept.values())
+        else {**kept, NOW: present}
+    )
 
 
 def activations(

@@ -178,7 +178,7 @@ def distances(
 
     Returns:
         "name", "dataset", "n"; "HSJ mean L2", "ZOO success" (a share), "ZOO mean L2" and so on. Without a success the
-        mean is None.
+        mean is None. "n_of": how many images each is of, those that were right or those that were turned.
     """
     need_matplotlib()
     if data.labels is None:
@@ -186,7 +186,7 @@ def distances(
     data = data.subset(min(images, len(data)))
     first = next(iter([*model.parameters(), *model.buffers()]))
     x, y = data.pixels().to(first.device), data.labels[: len(data)].to(first.device)  # type: ignore[index]
-    numbers: dict[str, Any] = {"name": _name(model), "dataset": data.name, "n": len(data)}
+    numbers: dict[str, Any] = {"name": _name(model), "dataset": data.name, "n": len(data), "n_of": {}}
     wide = Threat(norm="l2", eps=float(x[0].numel() ** 0.5))
     found: dict[str, list[float]] = {}
     with frozen(model), seeded(seed, x.device):
@@ -205,6 +205,7 @@ def distances(
             found[SHORT[name]] = values
             numbers[f"{SHORT[name]} success"] = round(float(success.float().mean()), 6)
             numbers[f"{SHORT[name]} mean L2"] = round(sum(values) / len(values), 6) if values else None
+            numbers["n_of"] |= {f"{SHORT[name]} success": len(adv), f"{SHORT[name]} mean L2": len(values)}
     about = (
         f"{_name(model)}, {int(right.sum())} images of {data.name} that are right, {iterations} iterations"
     )
