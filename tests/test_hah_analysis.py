@@ -70,6 +70,8 @@ def test_accuracies_are_counted_among_all_images_and_the_gap_is_paired(tmp_path)
     spread = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]).std() / 5**0.5
     assert found["gap 0 high"] == pytest.approx(0.4 + 1.96 * float(spread), abs=1e-5)
     assert found["gap 0 low"] == pytest.approx(0.4 - 1.96 * float(spread), abs=1e-5)
+    (chance,) = [line for line in figures[0].axes[0].get_lines() if line.get_label() == "chance"]
+    assert set(chance.get_ydata()) == {50.0}  # two classes
     assert_readable(figures[0])
 
 

@@ -75,14 +75,15 @@ def protocol(
             results.append((title, found, right))
         head = head_of(data, models)
     (_, first, right), *others = results
-    count = min(attacked, len(x))
+    count = min(attacked, len(x)) if attacks else 0
     first = {**head, "attacked": count, "draws": draws, **first, "n_of": {str(t): count for t in attacks}}
     for title, found, other in others:
         first["against"] = {"name": title, **found}
         for level in levels:
             first |= {f"gap {level}{key}": v for key, v in paired(right[level] - other[level]).items()}
     about = f"{len(x)} images of {data.name}, {draws} draws of the noise"
-    _draw({title: found for title, found, _ in results}, levels, out / "noise.png", about)
+    chance = 100 / data.num_classes
+    _draw({title: found for title, found, _ in results}, levels, chance, out / "noise.png", about)
     return first
 
 
@@ -128,14 +129,16 @@ def _share(right: Tensor) -> float:
     return round(float(right.float().mean()), 6)
 
 
-def _draw(results: dict[str, dict[str, Any]], levels: list[str], path: Path, about: str) -> None:
+def _draw(
+    results: dict[str, dict[str, Any]], levels: list[str], chance: float, path: Path, about: str
+) -> None:
     figure = new_figure(6.5, 4.2, "Accuracy under Gaussian noise", about)
     axes = figure.add_subplot()
     for colour, (title, found) in zip(COLOURS, results.items(), strict=False):
         at = [0.0, *(parse_number(level) for level in levels)]
         values = [found["clean"], *(found[f"noisy {level}"] for level in levels)]
         axes.plot(at, [100 * v for v in values], marker="o", markersize=4, color=colour, label=title)
-    axes.axhline(10, color=CLEAN, linestyle=":", linewidth=1)
+    axes.axhline(chance, color=CLEAN, linestyle=":", linewidth=1, label="chance")
     axes.set_xlabel("sigma", fontsize=9, color=INK)
     axes.set_ylabel("accuracy in %", fontsize=9, color=INK)
     axes.set_ylim(0, 102)

@@ -42,17 +42,20 @@ def _lines(
 ) -> None:
     figure = new_figure(8, 4.4, title.capitalize(), about)
     axes = figure.add_subplot()
+    dashed = False
     for index, code in enumerate(dict.fromkeys(row["code"] for row in rows)):
         own = [row for row in rows if row["code"] == code]
         # Codes that train all layers one way differ by how many of them were trained again.
         uniform = len({row["adversarial_layers"] for row in own}) == 1
+        dashed = dashed or uniform
         own = own if uniform else sorted(own, key=lambda row: row["adversarial_layers"])
         at = range(len(own)) if uniform else [row["adversarial_layers"] for row in own]
         axes.plot(at, [row[number] for row in own], marker="o", markersize=3, linewidth=1.4,
                   color=COLOURS[index % len(COLOURS)], linestyle="--" if uniform else "-", label=code)  # fmt: skip
     for style, (name, values) in zip((":", "-."), ends.items(), strict=True):
         axes.axhline(values[number], color=CLEAN, linestyle=style, linewidth=1, label=name)
-    axes.set_xlabel("adversarially trained layers (dashed: number of the cutoff)", fontsize=9, color=INK)
+    label = "adversarially trained layers" + " (dashed: number of the cutoff)" * dashed
+    axes.set_xlabel(label, fontsize=9, color=INK)
     axes.set_ylabel(title, fontsize=9, color=INK)
     plain_axes(axes, "y")
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
