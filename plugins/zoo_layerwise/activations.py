@@ -57,7 +57,8 @@ def sparsity(
     """Squared Hoyer term of what leaves each block, the mean over positions and images (figure 5.4): sparsity.png.
 
     0 is one active channel per position, 1 is all of one size. Positions where every channel is zero are left out,
-    and their share is given.
+    and their share is given. The thesis does not say where in a block its baseline is looked at; here it is behind
+    the whole block, so behind a BatchNorm, by which what the ReLU made zero is no longer zero.
 
     Args:
         model: any classifier; data: no labels needed; out: an existing folder.
