@@ -116,10 +116,10 @@ def sparse_bpda(
         random_start: start at a random point of the ball.
         ways: names of `zoo_sparse.front.WAYS`, separated by commas.
         losses: names of `zoo.pgd.LOSSES`, separated by commas.
-        draws: forwards behind a gradient; 0 takes 4 for stochastic models, else 1; the thesis takes 40. Of 64 images of
-            cifar10-jpeg, ways top-u and whole with cross-entropy leave on sparse-resnet32 with 1, 4 and 8 draws 46.9, 39.1
-            and 35.9 %, with another seed 37.5, 40.6 and 32.8 %, in 31, 46 and 69 s: 8 find more, and a number that
-            counts should have them.
+        draws: forwards behind a gradient; 0 takes 4 for stochastic models, else 1; the thesis takes 40. With 1, 4 and
+            8 draws, ways top-u and whole and the cross-entropy, 46.9, 39.1 and 35.9 % of 64 images of cifar10-jpeg stand
+            on sparse-resnet32, with another seed 37.5, 40.6 and 32.8 %, in 29, 46 and 69 s of CPU: 8 find more than 4,
+            and a number that counts should take them.
         smoothing: points over which the signs of gradients are averaged; 0 for none.
 
     Returns:
