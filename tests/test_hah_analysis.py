@@ -55,15 +55,15 @@ def test_accuracies_are_counted_among_all_images_and_the_gap_is_paired(tmp_path)
             sigmas="0,0.3",
             draws=2,
             threats="linf:0.1",
-            attacked=4,
+            attacked=5,
             against="other",
         )
     assert found["clean"] == 0.8  # the last image is labelled wrongly
     assert found["noisy 0"] == 0.8
     assert found["noise"]["0"] == [0.8, 0.8]
-    assert found["n_of"] == {"linf:0.1": 4}
+    assert found["n_of"] == {"linf:0.1": 5}
     assert found["noisy 0"] == found["clean"]
-    assert found["linf:0.1"] == 0.5  # of the first four, those at 0.45 and 0.55 break
+    assert found["linf:0.1"] == 0.4  # those at 0.45 and 0.55 break, and the last is wrong as it is
     assert found["against"]["clean"] == 0.4
     assert found["gap 0"] == pytest.approx(0.4)
     assert 0.4 <= found["noisy 0.3"] <= 0.8
@@ -82,6 +82,21 @@ def test_the_draws_of_the_noise_differ_and_are_the_same_for_the_same_seed():
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
     assert len(set(runs[0])) > 1
+
+
+def test_noise_has_its_deviation_and_is_cut_to_pixels():
+    data = data_of([0.0, 0.5, 1.0] * 40, [0, 0, 1] * 40)
+    x, seen = data.pixels(), []
+
+    class Looks(Bright):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return super().forward(x)
+
+    analysis._noisy(Looks(), x, data.labels, ["0.1"], 1, 0)
+    noisy = torch.cat(seen[len(seen) // 2 :])
+    assert (float(noisy.min()), float(noisy.max())) == (0.0, 1.0)
+    assert float((noisy - x)[1::3].std()) == pytest.approx(0.1, rel=0.1)
 
 
 def test_fmn_finds_the_distance_to_a_plane(tmp_path):
