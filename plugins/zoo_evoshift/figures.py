@@ -19,7 +19,7 @@ from zoo.errors import ZooError, unknown
 from zoo.files import make_folder, write_text
 from zoo_evoshift.attack import load_pattern
 from zoo_evoshift.pictures import bars, curves
-from zoo_evoshift.study import Trial, study
+from zoo_evoshift.study import PROBED, Trial, study
 
 VICTIMS = ("resnet20-cifar", "resnet32-cifar", "densenet40-cifar")
 LARGE = ("resnet50-cifar", "resnet101-cifar", "densenet40-cifar")
@@ -352,4 +352,5 @@ def draw(
             if len(answers[row.short][0]["curve"]) == length
         }
         title = "Clean test accuracy over the training"
-        curves(chosen, folder / f"learning-{length - 1}.png", title=title, about=about)
+        note = f"{about}; the curve is measured on the first {PROBED} of the test images at most"
+        curves(chosen, folder / f"learning-{length - 1}.png", title=title, about=note)
