@@ -119,6 +119,18 @@ def test_the_fast_selection_is_the_slow_one_also_of_negative_and_half_precision_
         assert torch.equal(kth_smallest(values, 17), values.sort(dim=-1).values[..., 16])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_selection_takes_any_sign_and_layout(dtype: torch.dtype) -> None:
+    images = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(2)).to(dtype)
+    images[0, 0, 0, :2] = torch.tensor([0.0, -0.0])
+    for layout in (torch.contiguous_format, torch.channels_last):
+        values = images.to(memory_format=layout).flatten(2)
+        before = values.clone()
+        for rank in (1, 17, 36):
+            assert torch.equal(kth_smallest(values, rank), before.sort(dim=-1).values[..., rank - 1])
+        assert torch.equal(values, before)  # is not put in order itself
+
+
 def test_a_block_forgets_the_scale_of_its_input():
     torch.manual_seed(0)
     block = nn.Sequential(NormConv2d(3, 8), nn.ReLU(), DivisiveNorm(), Threshold())

@@ -110,13 +110,27 @@ class DivisiveNorm(nn.Module):
 def kth_smallest(values: Tensor, rank: int) -> Tensor:
     """The rank-th smallest of the last dimension, from 1, `[...,n]` to `[...]`.
 
-    On a CPU by NumPy, whose selection by vector instructions takes an eighth of the time of torch's (measured).
+    On a CPU by NumPy, whose selection by vector instructions takes an eighth of the time of torch's, and on the bits of
+    16-bit floats, which it does not know. Threads of our own gain nothing, as torch's are waiting busily (all measured).
     """
     if values.device.type != "cpu":
         return values.kthvalue(rank, dim=-1).values
-    wide = values if values.dtype == torch.float64 else values.float()
-    found = np.partition(wide.contiguous().numpy(), rank - 1, axis=-1)[..., rank - 1]
-    return torch.from_numpy(found.copy()).to(values.dtype)
+    own = values.contiguous()
+    own = own.clone() if own.data_ptr() == values.data_ptr() else own  # is put in another order
+    half = own.dtype in (torch.float16, torch.bfloat16)
+    keys = _ordered(own.view(torch.int16)) if half else own
+    rows = keys.view(-1, keys.shape[-1]).numpy()
+    rows.partition(rank - 1, axis=-1)
+    kth = torch.from_numpy(rows[:, rank - 1].copy()).view(values.shape[:-1])
+    return _ordered(kth).view(values.dtype) if half else kth
+
+
+def _ordered(bits: Tensor) -> Tensor:
+    """Bits of 16-bit floats as whole numbers of the same order, in place; twice is nothing.
+
+    The magnitude of a negative float grows with its bits, that of a negative whole number shrinks.
+    """
+    return bits.bitwise_xor_((bits >> 15) & 0x7FFF)
 
 
 class Threshold(nn.Module):
