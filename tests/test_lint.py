@@ -68,6 +68,7 @@ def first(edit: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], A
         (first(lambda row: row.update(flags=["must-reach-zero"])), "plain-pgd-too-high is missing"),
         (first(lambda row: row.update(robust=None)), "does not say why"),
         (first(lambda row: row["extra"].update(own_attack="")), "own attack cifs-joint"),
+        (first(lambda row: row["per_attack"].pop("cifs-joint")), "own attack cifs-joint"),
         (first(lambda row: row.update(threat="linf:0.05")), "under linf:0.05, not of"),
         (first(lambda row: row.update(dataset="mnist")), "of mnist, the recipe is for digits"),
         (first(lambda row: row.update(name="cifs-resnet10.at_digits")), "is of cifs-resnet10.at_digits"),

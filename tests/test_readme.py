@@ -15,6 +15,7 @@ from zoo.card_text import results_table
 from zoo.catalogue import cards_dir
 from zoo.errors import ZooError
 from zoo.records import load_pair
+from zoo.reproduce import Cell, Reproduction
 from zoo.result import paired
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +84,12 @@ def test_a_summary_has_the_means_of_the_cells_that_have_both(bundle: Path) -> No
         pytest.approx(np.mean([cell.measured for cell in both]), abs=0.051),
     ]
     assert cells[-2] == str(result.n)
+
+
+def test_a_measured_zero_counts_in_the_mean() -> None:
+    cells = (Cell("a", "x", "10±1", 0.0, n=5), Cell("a", "y", "30", 20.0, n=5), Cell("a", "z", "90"))
+    row = readme._summary(Reproduction("m:1", "%", cells, ()))
+    assert row[1:5] == ("3", "2", "20.0", "10.0")
 
 
 def test_jpeg_and_original_images_never_share_a_table(bundle: Path, tmp_path: Path) -> None:

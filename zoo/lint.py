@@ -128,7 +128,8 @@ def _headline(folder: Path, result: Result) -> Iterator[str]:
             yield "a result has no worst case and does not say why; build the card again"
         return
     own = registry().model(parse_name(folder.name)).attack
-    if own and result.extra.get("own_attack") != own:
+    ran = {bind(call).call.name for call in result.per_attack}
+    if own and (result.extra.get("own_attack") != own or bind(own).call.name not in ran):
         yield f"the headline leaves out the model's own attack {own}; build the card again"
     bounds = (
         dict(_together(result)) if result.metric == "psnr" else {"clean": result.clean, **_together(result)}

@@ -13,7 +13,7 @@ from zoo.files import write_text
 from zoo.grammar import Name, parse_name
 from zoo.records import load_pair
 from zoo.registry import registry
-from zoo.reproduce import Reproduction, reproduce, tables
+from zoo.reproduce import DIGITS, Reproduction, reproduce, tables
 from zoo.result import Result, paired
 
 Cards = dict[Name, tuple[Path, list[Result]]]  # those that have results
@@ -112,8 +112,12 @@ def published(cards: Cards) -> str:
 def _summary(table: Reproduction) -> tuple[str, ...]:
     """The means are over the cells that have both a published and a measured number."""
     both = [cell for cell in table.cells if cell.measured is not None]
-    pairs = [(c.measured - c.difference, c.measured) for c in both if c.measured and c.difference is not None]
-    digits = {"dB": 2, "norm": 3, "ratio": 2}.get(table.unit, 1)
+    pairs = [
+        (c.measured - c.difference, c.measured)
+        for c in both
+        if c.measured is not None and c.difference is not None
+    ]
+    digits = DIGITS.get(table.unit, 1)
     means = [f"{statistics.fmean(side):.{digits}f}" for side in zip(*pairs, strict=True)] or ["", ""]
     data = ", ".join(dict.fromkeys(cell.dataset for cell in both))
     spans = [_span([cell.n for cell in both]), _span([cell.epochs for cell in both])]

@@ -36,6 +36,7 @@ from zoo.grammar import Name, parse_name
 from zoo.registry import Plugin, registry
 from zoo.result import corruption_rows
 
+DIGITS = {"dB": 2, "norm": 3, "ratio": 2}  # behind the point, by unit; 1 of others
 NOTHING = ("nothing of this table was measured here yet",)
 CSV_COLUMNS = (
     *("table", "row", "column", "unit", "published", "measured", "difference"),
@@ -120,7 +121,7 @@ class Reproduction:
             list(dict.fromkeys(getattr(c, side) for c in self.cells)) for side in ("row", "column")
         )
         found = {(cell.row, cell.column): cell for cell in self.cells}
-        digits = {"dB": 2, "norm": 3, "ratio": 2}.get(self.unit, 1)
+        digits = DIGITS.get(self.unit, 1)
         body = [[row, *(_shown(found.get((row, column)), digits) for column in columns)] for row in rows]
         return [["", *columns], *body]
 
