@@ -63,19 +63,45 @@ def test_clean_mistakes_count_as_broken() -> None:
     assert result.robust == pytest.approx(5 / 6)
 
 
+def breakers() -> tuple[BoundAttack, ...]:
+    """Two attacks that each break other images: the dark ones, and the bright ones."""
+
+    def breaker(name: str, dark: bool) -> BoundAttack:
+        def run(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Tensor:
+            mean = x.mean((1, 2, 3), keepdim=True)
+            return torch.where(mean < 0.4 if dark else mean > 0.6, 1 - x, x)
+
+        return BoundAttack(Call(name, {}), run)
+
+    return breaker("dark", True), breaker("bright", False)
+
+
+@pytest.mark.parametrize(("counting", "second"), [("all", 4 / 6), ("cascade", 2 / 6)])
+def test_counting_says_which_images_an_attack_gets(
+    counting: str, second: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "expand", lambda *given: Suite("two", breakers(), given[3] == "cascade"))
+    result = evaluate(Brightness(), pair(), threat="linf:1", suite="x", counting=counting)
+    assert list(result.per_attack.values()) == [pytest.approx(4 / 6), pytest.approx(second)]
+    assert result.robust == pytest.approx(2 / 6)
+    assert f" counting={counting} " in result.protocol
+
+
+def test_counting_goes_before_that_of_the_protocol() -> None:
+    assert [expand("standard", "", counting=c).cascade for c in (None, "all", "cascade")] == [
+        True,
+        False,
+        True,
+    ]
+    assert [expand("fgsm", "", counting=c).cascade for c in (None, "all", "cascade")] == [False, False, True]
+    with pytest.raises(ZooError, match="unknown counting 'some'"):
+        expand("quick", "", counting="some")
+
+
 def test_worst_case_is_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two attacks that each break other images: the worst case is below both."""
-
-    def breaker(rows: slice) -> BoundAttack:
-        def run(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Tensor:
-            adv = x.clone()
-            adv[rows] = 1 - adv[rows]
-            return adv
-
-        return BoundAttack(Call("flip", {"from": rows.start}), run)
-
-    both = [breaker(slice(0, 2)), breaker(slice(4, 6))]
-    monkeypatch.setattr(evaluation, "expand", lambda *_: Suite("custom", tuple(both)))
+    both = breakers()
+    monkeypatch.setattr(evaluation, "expand", lambda *_: Suite("custom", both))
     result = evaluate(Brightness(), pair(), threat="linf:1", suite="x")
     assert sorted(result.per_attack.values()) == [pytest.approx(4 / 6)] * 2
     assert result.robust == pytest.approx(2 / 6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ import zoo
 from zoo.checks import Check
 from zoo.diagnose import Diagnosis
 from zoo.errors import NoWeights, ZooError
+from zoo.evaluation import evaluate
 from zoo.files import sha256_of
 from zoo.registry import registry
 from zoo.release import add_card, measure_card
@@ -87,7 +89,8 @@ def test_a_card_is_measured_again_with_its_own_weights(
     (plugin,) = [p for p in registry().plugins if p.name == "base"]
     pin = Weights(sha256=sha256_of(folder / "model.safetensors"))
     monkeypatch.setitem(plugin.weights, NAME, pin)  # as if these had been published
-    again = measure_card(NAME, suite="fgsm; pgd(steps=3)", n=40, diagnosis=False, work=tmp_path / "work")
+    suite = "fgsm; pgd(steps=3)"
+    again = measure_card(NAME, suite=suite, counting="cascade", n=40, diagnosis=False, work=tmp_path / "work")
     assert again == folder
     assert not (tmp_path / "work").exists()
     after = json.loads((folder / "results.json").read_text())
@@ -102,7 +105,15 @@ def test_a_card_is_measured_again_with_its_own_weights(
     assert set(after["explain"]) == {
         "unofficial"
     }  # what the run was stays, a flag that is not raised does not
+    asked: list[object] = []
+
+    def spy(*args: Any, **options: Any) -> Any:
+        asked.append(options["counting"])
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr("zoo.verify.evaluate", spy)
     assert verify(NAME).passed
+    assert asked == ["cascade"]
 
 
 def test_a_model_without_a_card_cannot_be_measured_again() -> None:

@@ -18,6 +18,7 @@ from zoo.spec import Attack, DataAttack, resolve
 from zoo.threat import Threat
 
 BACKENDS = ("torchattacks", "art", "foolbox")
+COUNTINGS = ("all", "cascade")
 
 Runner = Callable[[nn.Module, Tensor, Tensor, Threat, int], Tensor]
 Observer = Callable[[Tensor, Threat, int, float], tuple[Tensor, Threat | None]]
@@ -126,16 +127,18 @@ class Suite:
     cascade: bool = False
 
 
-def expand(suite: str, own: str, further: Sequence[str] = ()) -> Suite:
+def expand(suite: str, own: str, further: Sequence[str] = (), counting: str | None = None) -> Suite:
     """The attacks of a suite; "own" becomes the model's own attack, if it has one. What comes twice runs once.
 
     Args:
         suite: the name of a registered protocol, or attacks separated by semicolons.
         own: the call of the model's own adaptive attack, or "".
         further: attacks beyond the suite; they become part of the protocol's name.
+        counting: "cascade", each attack only on the images that stood before it, or "all", each on every image that
+            is right when clean; None for the protocol's.
 
     Raises:
-        UnknownName: the suite is neither.
+        UnknownName: the suite is neither, or the counting is none of the two.
         ZooError: it is empty for a model without an attack of its own.
     """
     try:
@@ -143,6 +146,10 @@ def expand(suite: str, own: str, further: Sequence[str] = ()) -> Suite:
         name, calls, cascade = f"{protocol.name}@{protocol.version}", protocol.attacks, protocol.cascade
     except UnknownName:
         name, calls, cascade = "custom", _listed(suite), False
+    if counting is not None:
+        if counting not in COUNTINGS:
+            raise unknown("counting", counting, COUNTINGS)
+        cascade = counting == "cascade"
     chosen = [own if call == "own" else call for call in calls if call != "own" or own]
     if not chosen and not further:
         raise ZooError(f"suite {suite!r}: the model has no attack of its own; take another suite")

@@ -50,6 +50,7 @@ def cards() -> None:
 @click.option("--data-root", type=click.Path(), help="Where data sets lie (or ZOO_DATA).")
 @click.option("--suite", help="Protocol of the headline; default: standard, or the model's own.")
 @click.option("--attack", "attacks", multiple=True, help="A further attack to measure.")
+@click.option("--counting", help="'all' or 'cascade', instead of the protocol's; see 'zoo evaluate'.")
 @click.option("--analysis", "analyses", multiple=True, help="An analysis whose numbers the card keeps.")
 @click.option(
     "-n", "n", type=int, help="How many images, from the first; the analyses choose for themselves."
@@ -71,6 +72,7 @@ def cards_add(name: str, weights: str, explain: Sequence[str], **options: Any) -
 @click.option("--data-root", type=click.Path(), help="Where data sets lie (or ZOO_DATA).")
 @click.option("--suite", help="Protocol of the headline; default: standard, or the model's own.")
 @click.option("--attack", "attacks", multiple=True, help="A further attack to measure.")
+@click.option("--counting", help="'all' or 'cascade', instead of the protocol's; see 'zoo evaluate'.")
 @click.option("-n", "n", type=int, help="How many images, from the first.")
 @click.option("--device", help="cpu, cuda, ...; default: the first GPU, or the CPU.")
 @click.option("--diagnose/--no-diagnose", "diagnosis", default=True, help="Run 'zoo diagnose' for the card.")

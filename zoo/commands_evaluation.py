@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 @click.option("--threat", help="Threat model, if not the recipe's: linf:8/255, l2:0.5, ...")
 @click.option("--suite", help="Protocol, or attacks separated by ';'; default: the model's, mostly quick.")
 @click.option("--attack", "attacks", multiple=True, help="A further attack, as 'torchattacks:CW(c=1)'.")
+@click.option(
+    "--counting",
+    help="'all': each attack on every image that is right when clean; 'cascade': on those that stood before it.",
+)
 @click.option("-n", "n", type=int, help="How many images, from the first.")
 @click.option("--weights", type=click.Path(), help="A safetensors file instead of the published weights.")
 @click.option("--device", help="cpu, cuda, ...; default: the first GPU, or the CPU.")
@@ -89,7 +93,7 @@ def _plan(name: str, weights: str | None, options: dict[str, Any]) -> None:
     launch = find_launch()
     if launch is not None and launch.rank > 0:
         return
-    for unused in ("batch_size", "diagnosis"):
+    for unused in ("batch_size", "counting", "diagnosis"):
         options.pop(unused)
     click.echo(plan.table(plan.plan(_subject(name, weights, options["device"]), **options)))
 

@@ -55,6 +55,7 @@ def evaluate(
     threat: str | Threat | None = None,
     suite: str | None = None,
     attacks: Sequence[str] = (),
+    counting: str | None = None,
     n: int | None = None,
     shard: str | None = None,
     device: str | torch.device | None = None,
@@ -81,6 +82,8 @@ def evaluate(
         suite: the name of a protocol, or attacks separated by semicolons; None for that of the model's spec,
             `quick` for most.
         attacks: further attacks, such as "torchattacks:APGD(steps=50)".
+        counting: "all" attacks every image that is right when clean, so that each accuracy is its attack's own;
+            "cascade" those that stood before, which is quicker; None as the protocol has it.
         n: how many images, from the first; None for all.
         shard: "i/n" measures every n-th image from the i-th on; `zoo.merging.merge` puts shards together.
         device: where to run; None leaves a module where it is and puts a named model on the first GPU, or
@@ -114,8 +117,10 @@ def evaluate(
     chosen = find_threat(subject, threat)
     suite = subject.suite if suite is None else suite
     if subject.task == "denoise":
-        if shard is not None or diagnosis or stochastic:
-            raise ZooError(f"{subject.name} is a denoiser: neither shards nor diagnosis nor votes are for it")
+        if shard is not None or diagnosis or stochastic or counting:
+            raise ZooError(
+                f"{subject.name} is a denoiser: no shards, diagnosis, votes or counting are for it"
+            )
         return measure_images(
             subject, data, chosen, suite=suite, attacks=attacks, n=n, seed=seed, out=out, data_root=data_root,
             keep_parts=keep_parts, show_progress=show_progress,
@@ -124,7 +129,7 @@ def evaluate(
         check_ball(chosen)
     examples = find_examples(subject, data, n, data_root)
     examples = examples if shard is None else examples.shard(shard)
-    bound = expand(suite, subject.own_attack, attacks)
+    bound = expand(suite, subject.own_attack, attacks, counting)
     random = stochastic if stochastic is not None else bool(subject.spec and subject.spec.stochastic)
     digest = state_sha256(subject.model)
     judge = Judge(subject.model, batch_size, DRAWS if random else 1, seed)

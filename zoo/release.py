@@ -42,6 +42,7 @@ def add_card(
     data_root: str | Path | None = None,
     attacks: Sequence[str] = (),
     suite: str | None = None,
+    counting: str | None = None,
     n: int | None = None,
     explain: Mapping[str, str] | None = None,
     pin: bool | None = None,
@@ -60,6 +61,7 @@ def add_card(
         attacks: attacks beyond the suite.
         suite: the protocol of the card's headline; None for `standard`, or that of the model's spec where it has
             one of its own (denoisers).
+        counting: "all" or "cascade" instead of the protocol's; see `zoo.evaluate`.
         n: images, from the first; None for all.
         explain: a sentence for each flag that the result raises.
         pin: write the sha256 into the plugin's weights.json, which makes these the published weights; None
@@ -94,6 +96,7 @@ def add_card(
         explain,
         attacks=attacks,
         suite=suite,
+        counting=counting,
         n=n,
         data_root=data_root,
         diagnosis=diagnosis,
@@ -125,6 +128,7 @@ def measure_card(
     data_root: str | Path | None = None,
     attacks: Sequence[str] = (),
     suite: str | None = None,
+    counting: str | None = None,
     n: int | None = None,
     explain: Mapping[str, str] | None = None,
     device: str | None = None,
@@ -137,7 +141,7 @@ def measure_card(
     Args:
         name: `model.tag` with a card on this machine.
         work: where what was measured is kept until the card stands; default `runs/cards/<name>`.
-        data_root, attacks, suite, n, explain, device, diagnosis: as in `add_card`.
+        data_root, attacks, suite, counting, n, explain, device, diagnosis: as in `add_card`.
 
     Returns:
         The card folder.
@@ -161,6 +165,7 @@ def measure_card(
         reasons,
         attacks=attacks,
         suite=suite,
+        counting=counting,
         n=n,
         data_root=data_root,
         diagnosis=diagnosis,
@@ -188,6 +193,7 @@ def _measured(
     *,
     attacks: Sequence[str],
     suite: str | None,
+    counting: str | None,
     n: int | None,
     data_root: str | Path | None,
     diagnosis: bool,
@@ -204,6 +210,7 @@ def _measured(
         model,
         suite=suite or _suite(name),
         attacks=attacks,
+        counting=counting,
         n=n,
         data_root=data_root,
         diagnosis=found or False,

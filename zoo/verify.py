@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from zoo.attacks import expand
+from zoo.attacks import COUNTINGS, expand
 from zoo.catalogue import full_name, local_folder
 from zoo.errors import NoWeights, ZooError
 from zoo.evaluation import evaluate
@@ -86,6 +86,7 @@ def verify(
             threat=stored.threat,
             suite=suite,
             attacks=further,
+            counting=None if images else _counting(stored),
             n=n,
             device=device,
             seed=stored.seed,
@@ -163,6 +164,11 @@ def _stored_result(folder: Path) -> Result:
     if not rows:
         raise ZooError(f"{folder}/results.json holds no result; measure one with 'zoo evaluate'")
     return Result.from_dict(rows[0])
+
+
+def _counting(stored: Result) -> str | None:
+    """Which images each attack got."""
+    return next((word for word in COUNTINGS if f" counting={word} " in stored.protocol), None)
 
 
 def _suite(stored: Result) -> tuple[str, list[str]]:

@@ -87,11 +87,15 @@ RECIPES = [
             Stage(
                 epochs=epochs,
                 objective=f"zoo_base.recipe:{objective}",
+                prepare=prepare,
                 optimizer="sgd(lr=0.2, momentum=0.9, weight_decay=0.0005)",
                 schedule="onecycle(peak=0.4)",
                 augment="crop(padding=4) flip()",
             )
-            for epochs, objective in ((2, "natural"), (4, "fgsm_rs"))
+            for epochs, objective, prepare in (
+                (1, "natural", "zoo_base.initialise:unit_logits"),
+                (2, "fgsm_rs", ""),
+            )
         ),
     ),
     Recipe(
