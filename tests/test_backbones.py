@@ -303,3 +303,17 @@ def test_load_gives_the_same_features_as_the_whole_model() -> None:
     parts = zoo.load("cifs-resnet10.at_digits", features_only=True)(x)
     assert len(parts) == 5
     assert torch.equal(parts[-1], whole.forward_features(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("tisode-mnist.gaussian_digits", (1, 32, 32)),  # the architecture's own size is 28
+        ("tisode-mnist.gaussian_mnist_6k", (1, 28, 28)),
+        ("cifs-resnet10.at_linf03_fashion_mnist", (1, 28, 28)),
+        ("polarizing-cnn-mnist.natural_digits", (1, 32, 32)),  # by its img_size
+        ("dncnn-b.hat_short_train400", (1, 50, 50)),  # images of any size: the architecture's
+    ],
+)
+def test_a_tag_declares_the_size_of_the_images_it_is_trained_on(name: str, size: tuple[int, ...]) -> None:
+    assert zoo.load(name, pretrained=False).pretrained_cfg["input_size"] == size

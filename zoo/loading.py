@@ -220,9 +220,13 @@ def timm_cfgs(
 
 
 def _sides(spec: ModelSpec, recipe: Recipe) -> tuple[int, int]:
-    """Height and width of what a tag takes; the argument `img_size`, where it has one, is timm's name for both."""
+    """Height and width of what a tag takes: `img_size`, timm's name for both, or the size of its data set's images."""
     side = recipe.model_kwargs.get("img_size")
-    return (int(side), int(side)) if side else (spec.input_size[1], spec.input_size[2])
+    if side:
+        return int(side), int(side)
+    known = registry().specs("datasets")
+    size = next((d.input_size for d in known if d.name == recipe.dataset), None) or spec.input_size
+    return size[1], size[2]
 
 
 def _source(name: Name) -> dict[str, Any]:
