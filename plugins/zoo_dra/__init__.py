@@ -75,24 +75,6 @@ def _from_scratch(objective: str) -> Stage:
 
 
 RECIPES = [
-    Recipe(
-        model="dra-resnet10",
-        tag="transfer_digits",
-        summary="DRA fine-tuning of a natural network on scikit-learn's digits",
-        dataset="digits",
-        threat=Threat.parse("linf:0.1"),
-        model_kwargs={"width": 16, "in_chans": 1},
-        init_from="resnet10-cifar.natural_digits",
-        stages=(
-            Stage(
-                epochs=20,
-                objective=TRANSFER,
-                params={"eps": 0.04, "eps_end": 0.01, "unit": 1.0},
-                optimizer=SGD.format(0.01),
-            ),
-            Stage(epochs=2, objective=NATURAL, optimizer=SGD.format(0.001)),
-        ),
-    ),
     *(
         Recipe(
             model=f"dra-{backbone}",
@@ -115,6 +97,24 @@ RECIPES = [
             ),
         )
         for backbone, sizes in (("resnet10", {"width": 16}), ("resnet32", {}))
+    ),
+    Recipe(
+        model="dra-resnet10",
+        tag="transfer_digits",
+        summary="DRA fine-tuning of a natural network on scikit-learn's digits",
+        dataset="digits",
+        threat=Threat.parse("linf:0.1"),
+        model_kwargs={"width": 16, "in_chans": 1},
+        init_from="resnet10-cifar.natural_digits",
+        stages=(
+            Stage(
+                epochs=20,
+                objective=TRANSFER,
+                params={"eps": 0.04, "eps_end": 0.01, "unit": 1.0},
+                optimizer=SGD.format(0.01),
+            ),
+            Stage(epochs=2, objective=NATURAL, optimizer=SGD.format(0.001)),
+        ),
     ),
     *(
         Recipe(

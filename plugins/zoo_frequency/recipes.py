@@ -60,10 +60,10 @@ NARROW = {"width": 16}
 GREY = {"width": 16, "in_chans": 1}
 
 RECIPES = [
+    *pair("resnet10-cifar", "cifar10-jpeg", SHORT, "linf:8/255", "on CIFAR-10 as JPEG, six epochs", NARROW),
     *pair(
         "resnet10-cifar", "digits", replace(SHORT, epochs=20), "linf:0.1", "on scikit-learn's digits", GREY
     ),
-    *pair("resnet10-cifar", "cifar10-jpeg", SHORT, "linf:8/255", "on CIFAR-10 as JPEG, six epochs", NARROW),
     *pair(
         "resnet10-mnist",
         "mnist",

@@ -134,19 +134,19 @@ DIGITS: dict[str, Any] = {
 RECIPES = [
     _on(
         NONRANDOM,
-        "natural_digits",
-        "digits",
-        (_supervised(12, 0.1, "quick", augment="", **QUICK),),
-        "scikit-learn's digits, a small network, top 6 of 64 atoms",
-        **DIGITS,
-    ),
-    _on(
-        NONRANDOM,
         "natural_cifar10_jpeg",
         "cifar10-jpeg",
         (_supervised(2, SHORT_LR, "cifar", **QUICK),),
         "top 15 of 500 atoms, a narrow decoder and ResNet-20, two epochs on CIFAR-10 as JPEG",
         **SHORT,
+    ),
+    _on(
+        NONRANDOM,
+        "natural_digits",
+        "digits",
+        (_supervised(12, 0.1, "quick", augment="", **QUICK),),
+        "scikit-learn's digits, a small network, top 6 of 64 atoms",
+        **DIGITS,
     ),
     _on(
         NONRANDOM,

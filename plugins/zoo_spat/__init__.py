@@ -59,15 +59,6 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 RECIPES = [
     Recipe(
         model="spat-resnet10",
-        tag="spat_digits",
-        summary="SPAT on scikit-learn's digits",
-        dataset="digits",
-        threat=Threat.parse("linf:0.1"),
-        model_kwargs={"width": 16, "in_chans": 1},
-        stages=(Stage(epochs=40, objective=OBJECTIVE, schedule="onecycle(peak=0.25)"),),
-    ),
-    Recipe(
-        model="spat-resnet10",
         tag="spat_linf8_cifar10_jpeg",
         summary="SPAT for two epochs with PGD-2, on CIFAR-10 as JPEG, at a quarter of the width",
         dataset="cifar10-jpeg",
@@ -81,6 +72,17 @@ RECIPES = [
                 schedule="onecycle(peak=0.3)",
                 params={"steps": 2, "rel_step": 0.625},
             ),
+        ),
+    ),
+    Recipe(
+        model="spat-resnet10",
+        tag="spat_digits",
+        summary="SPAT on scikit-learn's digits",
+        dataset="digits",
+        threat=Threat.parse("linf:0.1"),
+        model_kwargs={"width": 16, "in_chans": 1},
+        stages=(  # as long as resnet10-cifar.at_digits
+            Stage(epochs=25, objective=OBJECTIVE, schedule="onecycle(peak=0.25)"),
         ),
     ),
     Recipe(

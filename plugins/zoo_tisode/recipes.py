@@ -131,8 +131,8 @@ EQUAL = replace(  # beside the CNN of 20 blocks
 )
 
 RECIPES = [
-    *(digits(kind) for kind in ALL),
     *(short(kind) for kind in ALL),
+    *(digits(kind) for kind in ALL),
     *(thesis(kind, "gaussian", images) for images in ("mnist", "svhn", "imgnet10") for kind in ALL),
     *(thesis("tisode", "gaussian", images, form="text") for images in ("mnist", "svhn", "imgnet10")),
     *(thesis(kind, "natural", images) for images in SIZES for kind in ALL),
