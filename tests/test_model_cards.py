@@ -61,14 +61,16 @@ def test_it_loads_and_its_first_verdicts_hold(card: Path) -> None:
     model = zoo.load(card.name)
     assert not model.training
     row = json.loads((card / "results.json").read_text())["results"][0]
-    if row["dataset"] != "digits":
+    if row["dataset"] != "digits" or row["metric"] == "psnr":
         shape = json.loads((card / "config.json").read_text())["pretrained_cfg"]["input_size"]
         assert bool(torch.isfinite(model(torch.rand(1, *shape))).all())
         return
     data = zoo.data.load_data("digits", "test").subset(row["n"])
     with safe_open(card / "examples.safetensors", "numpy") as file:
         stored = file.get_tensor("clean").astype(bool)
-    assert np.array_equal((model(data.pixels()).argmax(1) == data.labels).numpy(), stored)
+    batches = data.pixels().split(256)  # as the evaluation judges; for one network they matter
+    predicted = torch.cat([model(batch).argmax(1) for batch in batches])
+    assert np.array_equal((predicted == data.labels).numpy(), stored)
 
 
 def test_their_weights_are_small_enough_for_a_repository() -> None:

@@ -116,6 +116,24 @@ def test_a_card_is_measured_again_with_its_own_weights(
     assert asked == ["cascade"]
 
 
+def test_where_predictions_depend_on_the_batch_all_images_are_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second batch of 210 of 260 images is another than that of 260; the card says what a batch is."""
+    name = "csn-resnet10-cifar.natural_digits"
+    run = zoo.train(name, out=tmp_path / "run", smoke=True)
+    folder = add_card(name, run, suite="fgsm", to=tmp_path, n=260, diagnosis=False, force=True)
+    (plugin,) = [p for p in registry().plugins if p.name == "csn"]
+    pin = Weights(sha256=sha256_of(folder / "model.safetensors"))
+    monkeypatch.setitem(plugin.weights, name, pin)
+    monkeypatch.setenv("ZOO_WEIGHTS", str(tmp_path))
+    found = verify(name, n=210)
+    assert (found.n, found.agreement) == (260, 1.0)
+    text = " ".join((folder / "README.md").read_text().split())
+    assert "in batches of the size that the protocol names" in text
+    assert "batch=256" in text
+
+
 def test_a_model_without_a_card_cannot_be_measured_again() -> None:
     with pytest.raises(NoWeights, match="zoo cards add cifs-wrn28-10"):
         measure_card("cifs-wrn28-10.at_linf8_cifar10")

@@ -104,6 +104,11 @@ def _limits(spec: ModelSpec, recipe: Recipe) -> str:
         lines.append("The PSNR called clean is that under noise which nobody chose.")
     if spec.stochastic:
         lines.append("The model is stochastic: numbers move a little with the seed.")
+    if spec.batch_dependent:
+        lines.append(
+            "A prediction depends on the other images of its batch: numbers are for these images in this order, in "
+            "batches of the size that the protocol names; an attacker who chooses the batch was not measured."
+        )
     if not spec.differentiable:
         lines.append("It is not differentiable: attacks need its surrogate.")
     return " ".join(lines)

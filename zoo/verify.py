@@ -60,7 +60,8 @@ def verify(
 
     Args:
         name: `model.tag` with a card on this machine.
-        n: at least 200, or all images where there are fewer; of a denoiser any number.
+        n: at least 200, or all images where there are fewer or a prediction depends on the rest of its batch; of a
+            denoiser any number.
         device, data_root, show_progress: as in `zoo.evaluate`.
         scratch: a folder for the new result; None keeps it in memory only.
 
@@ -75,6 +76,8 @@ def verify(
     stored = _stored_result(folder)
     images = stored.metric == "psnr"  # whose every image is a measurement of its own: few are enough
     n = min(n if images else max(n, 200), stored.n)
+    if registry().model(full).batch_dependent:
+        n = stored.n  # of fewer images the last batch would be another
     suite, further = _suite(stored)
     import tempfile
 
