@@ -18,7 +18,7 @@ from zoo.registry import registry
 from zoo.release import add_card, measure_card
 from zoo.reproduce import reproduce
 from zoo.spec import Weights
-from zoo.verify import verify
+from zoo.verify import Verification, verify
 
 NAME = "resnet10-cifar.natural_digits"
 
@@ -128,6 +128,7 @@ def test_where_predictions_depend_on_the_batch_all_images_are_verified(
     monkeypatch.setitem(plugin.weights, name, pin)
     monkeypatch.setenv("ZOO_WEIGHTS", str(tmp_path))
     found = verify(name, n=210)
+    assert isinstance(found, Verification)
     assert (found.n, found.agreement) == (260, 1.0)
     text = " ".join((folder / "README.md").read_text().split())
     assert "in batches of the size that the protocol names" in text
