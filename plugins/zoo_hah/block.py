@@ -12,7 +12,7 @@ The parts but the first have no parameters, compute per image, and do the same i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from zoo.errors import ContractError, unknown
 
 WEIGHT_EPS, DIVISOR_EPS = 1e-6, 1e-7
+PART = 1 << 19  # values that a CPU works on at a time; half or twice as many take about as long
 FIELDS = ("3x3", "plain")
 THRESHOLDS = ("percentile", "mean", "none")
 
@@ -53,22 +54,106 @@ class NormConv2d(nn.Conv2d):
         return F.conv2d(x, weight, padding=1) if self.watch is None else self.watch(self, x, weight)
 
 
-class _ChannelMean(torch.autograd.Function):
-    """The mean over the channels, whose gradient lies in memory as the values do.
+def _parts(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one batch in parts of a few images, views, which stay in a CPU's cache and whose memory is used again.
 
-    Autograd's own is a view that repeats one plane, on which pooling's backward pass takes five times as long.
+    Elsewhere the whole batch is one part.
+    """
+    images = len(first)
+    each = PART * images // max(first.numel(), 1) if first.device.type == "cpu" else images
+    return zip(*(tensor.split(max(1, each)) for tensor in (first, *others)), strict=True)
+
+
+def _reciprocal(mean: Tensor, sigma: float) -> Tensor:
+    """1 over the divisor of equation 5.2 from M, `[N,1,H,W]`; one division for all channels."""
+    divisor = sigma * mean.amax((2, 3), keepdim=True) + (1 - sigma) * mean + DIVISOR_EPS
+    return divisor.reciprocal()
+
+
+def _maxima(y: Tensor) -> Tensor:
+    """The maxima of 3x3 neighbourhoods; on a CPU of rows and then of columns, in half the time of torch's pooling."""
+    if y.device.type != "cpu":
+        return F.max_pool2d(y, 3, 1, 1)
+    for dim in (3, 2):
+        larger, pairs = y.clone(), y.shape[dim] - 1
+        for start, other in ((1, 0), (0, 1)):
+            into = larger.narrow(dim, start, pairs)
+            torch.maximum(into, y.narrow(dim, other, pairs), out=into)
+        y = larger
+    return y
+
+
+class _Divided(torch.autograd.Function):
+    """Equation 5.2 in parts of the batch. The backward pass looks for the maxima again, so that only y is kept.
+
+    Torch's pooling keeps a position of eight bytes for each value, and the system takes longer to provide that much
+    memory than the search takes.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.shape = x.shape
-        ctx.last = x.is_contiguous(memory_format=torch.channels_last)
-        return x.mean(1, keepdim=True)
+    def forward(ctx: Any, y: Tensor, sigma: float, pooled: bool) -> Tensor:
+        z, mean = torch.empty_like(y), torch.empty_like(y[:, :1])
+        for part, of_image, into in _parts(y, mean, z):
+            torch.mean(_maxima(part) if pooled else part, 1, keepdim=True, out=of_image)
+            torch.mul(part, _reciprocal(of_image, sigma), out=into)
+        ctx.sigma, ctx.pooled = sigma, pooled
+        ctx.save_for_backward(y, mean)
+        return z
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        whole = (gradients[0] / ctx.shape[1]).expand(ctx.shape)
-        return whole.contiguous(memory_format=torch.channels_last if ctx.last else torch.contiguous_format)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        y, means = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient will be differentiated
+            around = F.max_pool2d(y, 3, 1, 1) if ctx.pooled else y
+            z = y * _reciprocal(around.mean(1, keepdim=True), ctx.sigma)
+            return torch.autograd.grad(z, y, gradients[0], create_graph=True)[0], None, None
+        found = torch.empty_like(y)
+        for part, mean, of_z, into in _parts(y, means.detach(), *gradients, found):
+            of_reciprocal = (of_z * part).sum(1, keepdim=True)
+            with torch.enable_grad():
+                reciprocal = _reciprocal(mean.requires_grad_(), ctx.sigma)
+            (of_mean,) = torch.autograd.grad(reciprocal, mean, of_reciprocal)
+            of_around = of_mean / y.shape[1]
+            of_part = _of_maxima(part, of_around) if ctx.pooled else of_around
+            torch.mul(of_z, reciprocal.detach(), out=into).add_(of_part)
+        return found, None, None
+
+
+def _of_maxima(y: Tensor, of_plane: Tensor) -> Tensor:
+    """The gradient in y, `[N,C,H,W]`, where each channel's maxima have the gradient `[N,1,H,W]`."""
+    maxima, where = F.max_pool2d(y, 3, 1, 1, return_indices=True)
+    # One plane for all channels would do, but on such a view pooling's backward pass takes five times as long.
+    whole = maxima.copy_(of_plane.expand_as(maxima))
+    of_y: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
+        whole, y, [3, 3], [1, 1], [1, 1], [1, 1], False, where
+    )
+    return of_y
+
+
+class _Above(torch.autograd.Function):
+    """z where it is above a threshold `[N,C,1,1]`, 0 elsewhere; the gradient passes where z does.
+
+    The mask is made of numbers of the same kind: truth values take several times as long to make and to multiply by.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, least: Tensor) -> Tensor:
+        kept = torch.empty_like(z)
+        for part, bound, into in _parts(z, least, kept):
+            torch.gt(part, bound, out=into).mul_(part)
+        # Where no threshold is negative, what is kept tells as well as z what was above it, and z can go.
+        ctx.save_for_backward(kept if bool((least >= 0).all()) else z, least)
+        return kept
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        values, least = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient will be differentiated
+            return gradients[0] * (values > least), None
+        found = torch.empty_like(values)
+        for part, bound, of_kept, into in _parts(values, least, *gradients, found):
+            torch.gt(part, bound, out=into).mul_(of_kept)
+        return found, None
 
 
 class DivisiveNorm(nn.Module):
@@ -96,10 +181,8 @@ class DivisiveNorm(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """`[N,C,H,W]` of values from 0 on (what leaves a ReLU), the same shape."""
-        around = F.max_pool2d(y, 3, 1, 1) if self.field == "3x3" else y
-        mean: Tensor = _ChannelMean.apply(around)
-        divisor = self.sigma * mean.amax((2, 3), keepdim=True) + (1 - self.sigma) * mean + DIVISOR_EPS
-        return y * divisor.reciprocal()  # one division for all channels
+        z: Tensor = _Divided.apply(y, self.sigma, self.field == "3x3")
+        return z
 
     def extra_repr(self) -> str:
         """For people."""
@@ -107,19 +190,24 @@ class DivisiveNorm(nn.Module):
 
 
 def kth_smallest(values: Tensor, rank: int) -> Tensor:
-    """The rank-th smallest of the last dimension, from 1, `[...,n]` to `[...]`.
+    """The rank-th smallest of the last dimension, from 1, `[N,...,n]` to `[N,...]`.
 
-    On a CPU by NumPy, whose selection by vector instructions takes an eighth of the time of torch's, and on the bits of
-    16-bit floats, which it does not know. Threads of our own gain nothing, as torch's are waiting busily (all measured).
+    On a CPU by NumPy, which sorts by instructions for vectors, 16-bit floats by their bits, as it has none for these.
+    Its selection takes two to five times as long where many values are equal, as the zeros behind a ReLU, torch's longer
+    still. Threads of our own gain nothing, as torch's are waiting busily. (All measured.)
     """
     if values.device.type != "cpu":
         return values.kthvalue(rank, dim=-1).values
+    return torch.cat([_kth_sorted(part, rank) for (part,) in _parts(values)])
+
+
+def _kth_sorted(values: Tensor, rank: int) -> Tensor:
     own = values.contiguous()
     own = own.clone() if own.data_ptr() == values.data_ptr() else own  # is put in another order
     half = own.dtype in (torch.float16, torch.bfloat16)
     keys = _ordered(own.view(torch.int16)) if half else own
     rows = keys.view(-1, keys.shape[-1]).numpy()
-    rows.partition(rank - 1, axis=-1)
+    rows.sort(axis=-1)
     kth = torch.from_numpy(rows[:, rank - 1].copy()).view(values.shape[:-1])
     return _ordered(kth).view(values.dtype) if half else kth
 
@@ -166,7 +254,8 @@ class Threshold(nn.Module):
             if rank == 0:
                 return z
             least = kth_smallest(flat, rank)
-        return z * (z > least[:, :, None, None])  # masked_fill takes several times as long
+        kept: Tensor = _Above.apply(z, least[:, :, None, None])
+        return kept
 
     def extra_repr(self) -> str:
         """For people."""
