@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo_hah import block
 from zoo_hah.block import DivisiveNorm, Threshold, kth_smallest
+from zoo_hah.loss import block_loss, loss_and_slope
 
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
 
@@ -122,3 +123,17 @@ def test_what_a_mixed_precision_network_computes_is_the_same(part):
 def test_selection_in_parts_is_that_of_the_whole(part):
     rows = values(7, 3, 5, 20, dtype=torch.bfloat16, layout=torch.contiguous_format)
     assert torch.equal(kth_smallest(rows, 6), rows.sort(dim=-1).values[..., 5])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_in_parts_is_that_of_the_whole_in_any_layout(part, layout, dtype):
+    u = values(5, 12, 4, 5, dtype=dtype, layout=layout)
+    wide = u.double().requires_grad_()  # whose values are different wherever they decide
+    expected = block_loss(wide, 0.2, 0.7)
+    (slope,) = torch.autograd.grad(expected, wide)
+    value, found = loss_and_slope(u, 0.2, 0.7)
+    assert float(value) == pytest.approx(expected.item(), rel=1e-6)
+    assert found.dtype == dtype
+    assert found.stride() == u.stride()
+    assert torch.equal(found, slope.to(dtype))

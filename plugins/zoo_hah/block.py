@@ -54,7 +54,7 @@ class NormConv2d(nn.Conv2d):
         return F.conv2d(x, weight, padding=1) if self.watch is None else self.watch(self, x, weight)
 
 
-def _parts(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def parts(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of one batch in parts of a few images, views, which stay in a CPU's cache and whose memory is used again.
 
     Elsewhere the whole batch is one part.
@@ -93,7 +93,7 @@ class _Divided(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, sigma: float, pooled: bool) -> Tensor:
         z, mean = torch.empty_like(y), torch.empty_like(y[:, :1])
-        for part, of_image, into in _parts(y, mean, z):
+        for part, of_image, into in parts(y, mean, z):
             torch.mean(_maxima(part) if pooled else part, 1, keepdim=True, out=of_image)
             torch.mul(part, _reciprocal(of_image, sigma), out=into)
         ctx.sigma, ctx.pooled = sigma, pooled
@@ -108,7 +108,7 @@ class _Divided(torch.autograd.Function):
             z = y * _reciprocal(around.mean(1, keepdim=True), ctx.sigma)
             return torch.autograd.grad(z, y, gradients[0], create_graph=True)[0], None, None
         found = torch.empty_like(y)
-        for part, mean, of_z, into in _parts(y, means.detach(), *gradients, found):
+        for part, mean, of_z, into in parts(y, means.detach(), *gradients, found):
             of_reciprocal = (of_z * part).sum(1, keepdim=True)
             with torch.enable_grad():
                 reciprocal = _reciprocal(mean.requires_grad_(), ctx.sigma)
@@ -139,7 +139,7 @@ class _Above(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, least: Tensor) -> Tensor:
         kept = torch.empty_like(z)
-        for part, bound, into in _parts(z, least, kept):
+        for part, bound, into in parts(z, least, kept):
             torch.gt(part, bound, out=into).mul_(part)
         # Where no threshold is negative, what is kept tells as well as z what was above it, and z can go.
         ctx.save_for_backward(kept if bool((least >= 0).all()) else z, least)
@@ -151,7 +151,7 @@ class _Above(torch.autograd.Function):
         if torch.is_grad_enabled():  # the gradient will be differentiated
             return gradients[0] * (values > least), None
         found = torch.empty_like(values)
-        for part, bound, of_kept, into in _parts(values, least, *gradients, found):
+        for part, bound, of_kept, into in parts(values, least, *gradients, found):
             torch.gt(part, bound, out=into).mul_(of_kept)
         return found, None
 
@@ -198,7 +198,7 @@ def kth_smallest(values: Tensor, rank: int) -> Tensor:
     """
     if values.device.type != "cpu":
         return values.kthvalue(rank, dim=-1).values
-    return torch.cat([_kth_sorted(part, rank) for (part,) in _parts(values)])
+    return torch.cat([_kth_sorted(part, rank) for (part,) in parts(values)])
 
 
 def _kth_sorted(values: Tensor, rank: int) -> Tensor:

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from zoo.errors import ZooError
-from zoo_hah.block import NormConv2d, kth_smallest
+from zoo_hah.block import NormConv2d, kth_smallest, parts
 
 
 def top_count(channels: int, ratio: float) -> int:
@@ -51,19 +51,26 @@ def loss_and_slope(u: Tensor, ratio: float, lam: float) -> tuple[Tensor, Tensor]
     Where several channels equal the K-th largest one, which only happens in half precision and where they are 0,
     all of them have the derivative of the K largest; the value is exact.
     """
-    y = F.relu(u).permute(0, 2, 3, 1)  # channels last: contiguous where the network's memory format is that
     channels = u.shape[1]
     count, positions = top_count(channels, ratio), u.numel() / channels
-    least = kth_smallest(y, channels - count + 1)[..., None]  # the K-th largest; selection beats torch's topk
-    above = y > least
     exact = torch.float64 if u.dtype == torch.float64 else torch.float32
-    ties = count - above.sum(3, keepdim=True)
-    largest, total = (y * above).sum(dtype=exact) + (ties * least).sum(dtype=exact), y.sum(dtype=exact)
     others = max(channels - count, 1)
-    loss = (largest / count - lam * (total - largest) / others) / positions
     low, high = -lam / others / positions, 1 / count / positions
-    slope = ((y >= least) * (high - low) + low).to(u.dtype) * (y > 0)
-    return loss, slope.permute(0, 3, 1, 2)
+    largest = total = torch.zeros((), dtype=exact, device=u.device)
+    slope = torch.empty_like(u)
+    # With the channels last: where the network's memory format is that, as they lie.
+    for part, into in parts(u.permute(0, 2, 3, 1), slope.permute(0, 2, 3, 1)):
+        y = F.relu(part)
+        least = kth_smallest(y, channels - count + 1)[..., None]  # the K-th largest
+        above = torch.gt(y, least, out=torch.empty_like(y))  # a mask of numbers, as in zoo_hah.block
+        ties = count - above.sum(3, keepdim=True, dtype=exact)
+        largest = largest + above.mul_(y).sum(dtype=exact) + (ties * least).sum(dtype=exact)
+        total = total + y.sum(dtype=exact)
+        # 0 becomes low and 1 high, without rounding on the way; then 0 where y has none.
+        F.threshold(torch.ge(y, least, out=into).mul_(high), high / 2, low, inplace=True)
+        into.mul_(torch.gt(y, 0, out=above))
+    loss = (largest / count - lam * (total - largest) / others) / positions
+    return loss, slope
 
 
 class _LocalConv(torch.autograd.Function):
