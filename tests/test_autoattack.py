@@ -1,4 +1,4 @@
-"""The attacks of AutoAttack against truth: closed forms, the papers' algorithms restated plainly, torchattacks."""
+"""What the attacks of AutoAttack share: truth on closed forms, verdicts, queries, settings, errors; torchattacks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_pgd import Linear, images, near_grey, optimum, small_net
 from torch import Tensor, nn
+from verdicts import fooled
 
 import zoo
 from zoo import ball, progress
@@ -28,10 +29,6 @@ CASES = [(n, norm) for n in ALL for norm in ("linf", "l2", "l1") if (n, norm) !=
 EPS = {"linf": 0.01, "l2": 0.1, "l1": 1.0}  # some images of `small_net` fall, some stand
 
 
-def fooled(model: nn.Module, adv: Tensor, y: Tensor) -> Tensor:
-    return model(adv).argmax(1) != y
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("name", WHITE)
 def test_flips_just_above_the_optimal_eps_and_not_below(name: str, norm: str) -> None:
@@ -43,25 +40,6 @@ def test_flips_just_above_the_optimal_eps_and_not_below(name: str, norm: str) ->
             adv = WHITE[name](model, image[None], label[None], threat, seed=0)
             assert bool(ball.inside(threat, image[None], adv).all())
             assert bool(fooled(model, adv, label[None])) == flips, factor
-
-
-@pytest.mark.parametrize(("norm", "above"), [("linf", 1.05), ("l2", 2.5)])
-def test_square_flips_above_the_optimal_eps_and_not_below(norm: str, above: float) -> None:
-    """Without gradients L2 needs more room: its patches cannot follow every weight."""
-    model, x = Linear(), near_grey()
-    with torch.no_grad():  # the same score, so the same optimum, for all images
-        if norm == "l2":
-            coarse = torch.randn(1, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-            model.w.copy_(nn.functional.interpolate(coarse, size=(8, 8), mode="bilinear")[0])
-        score = model(x)[:, 0]
-        x = x + (1.5 - score)[:, None, None, None] * model.w / model.w.square().sum()
-    y = model(x).argmax(1)
-    best = float(optimum(model, x, norm)[0])
-    for factor, flips in ((above, True), (0.95, False)):
-        threat = Threat(norm=norm, eps=best * factor)
-        adv = square.run(model, x, y, threat, seed=0, queries=2000)
-        assert bool(ball.inside(threat, x, adv).all())
-        assert bool((fooled(model, adv, y) == flips).all()), factor
 
 
 def test_l1_goes_on_where_the_box_stops_the_strongest_values() -> None:
@@ -123,115 +101,6 @@ def test_verdicts_do_not_depend_on_the_batch(name: str, norm: str) -> None:
     assert torch.equal(runs[0][:3], alone)
 
 
-def apgd_restated(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float, steps: int) -> Tensor:
-    """Algorithm 1 of Croce and Hein (2020) for one image in Linf, with cross-entropy, line by line."""
-
-    def f(z: Tensor) -> tuple[float, Tensor]:
-        z = z.detach().requires_grad_(True)
-        value = nn.functional.cross_entropy(model(z), y)
-        return float(value.detach()), torch.autograd.grad(value, z)[0]
-
-    def project(z: Tensor) -> Tensor:
-        return (x + (z - x).clamp(-eps, eps)).clamp(0, 1)
-
-    window, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
-    checkpoints, at = [window], window
-    while at < steps:
-        window = max(window - shrink, least)
-        at += window
-        checkpoints.append(at)
-    eta, old, current = 2 * eps, start, start
-    value, gradient = f(start)
-    best, best_value, best_gradient = start, value, gradient
-    rises, last_check, check_value, halved = 0, 0, value, True
-    for k in range(steps):
-        far = project(current + eta * gradient.sign())
-        alpha = 1.0 if k == 0 else 0.75
-        new = project(current + alpha * (far - current) + (1 - alpha) * (current - old))
-        old, current, before = current, new, value
-        value, gradient = f(current)
-        rises += value > before
-        if value > best_value:
-            best, best_value, best_gradient = current, value, gradient
-        if k + 1 in checkpoints:
-            halve = rises < 0.75 * (k + 1 - last_check) or (not halved and best_value <= check_value)
-            if halve:
-                eta, current, value, gradient = eta / 2, best, best_value, best_gradient
-            rises, last_check, check_value, halved = 0, k + 1, best_value, halve
-    return best
-
-
-def test_apgd_is_the_algorithm_of_the_paper() -> None:
-    """On images that stand, so that no run ends early; in float64, so that no sign hangs on rounding."""
-    model, (x, _) = small_net().double(), images(6)
-    x = x.double()
-    y = model(x).argmax(1)
-    threat = Threat(norm="linf", eps=0.002)
-    adv = apgd.ce(model, x, y, threat, seed=5, steps=60)
-    standing = ~fooled(model, adv, y)
-    assert int(standing.sum()) >= 3
-    start = ball.random_start(threat, x, 5)
-    for i in standing.nonzero().squeeze(1).tolist():
-        one = slice(i, i + 1)
-        want = apgd_restated(model, x[one], y[one], start[one], 0.002, 60)
-        assert torch.allclose(adv[one], want, atol=1e-9)
-
-
-def apgd_rows(norm: str, n: int) -> tuple[Any, Any]:
-    """An APGD in the middle of a run of 100 steps on `n` images, and its rows."""
-    model, (x, y) = small_net(), images(n)
-    kind = apgd._L1 if norm == "l1" else apgd._Apgd
-    goals = torch.ones(n, 1, dtype=torch.long)
-    threat = Threat(norm=norm, eps=0.1)
-    method = kind(active.Oracle(model, x, "float32"), threat, lambda z, y, t: z[:, 0], goals, 0, 100, 1)
-    rows = method.start(torch.arange(n), x, y, 0).take(torch.arange(n))  # copies: a start shares tensors
-    return method, rows
-
-
-def test_apgd_halves_where_losses_rise_seldom_or_nothing_changed() -> None:
-    method, rows = apgd_rows("linf", 5)
-    rows.window[:] = 20
-    rows.rises[:] = torch.tensor([14, 15, 15, 15, 0])
-    rows.halved[:] = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0])
-    rows.best_loss[:] = torch.tensor([2.0, 1.0, 1.0, 2.0, 1.0])  # at the last checkpoint: 1
-    rows.check_loss[:] = 1.0
-    method._checkpoint(rows, torch.tensor([True, True, True, True, False]))
-    assert torch.allclose(rows.size, torch.tensor([0.1, 0.1, 0.2, 0.2, 0.2]))
-    assert rows.halved.tolist() == [1, 1, 0, 0, 0]
-    assert rows.window.tolist() == [17, 17, 17, 17, 20]
-
-
-def test_apgd_in_l1_follows_the_sparsity_of_the_best() -> None:
-    method, rows = apgd_rows("l1", 4)
-    rows.best = rows.x.clone()
-    for i, count in enumerate((90, 96, 96, 90)):
-        rows.best[i].view(-1)[:count] += 0.01
-    rows.halved[:] = 100
-    rows.window[:] = 2
-    rows.size[:] = torch.tensor([0.03, 0.06, 0.011, 0.03])
-    method._adapt(rows, torch.tensor([True, True, True, False]))
-    # fallen: the largest step again; not fallen: shorter, but no less than eps / 10; not due: as it was
-    assert torch.allclose(rows.size, torch.tensor([0.1, 0.04, 0.01, 0.03]))
-    assert torch.allclose(rows.rises[:3], torch.tensor([60.0, 64.0, 64.0]))
-    method, rows = apgd_rows("l1", 3)
-    rows.best = (rows.x + 0.005).clamp(0, 1)
-    rows.window[:] = 1
-    rows.step[:] = torch.tensor([60, 60, 59])  # the first two enter the last phase: at the best, in eps
-    rows = method.move(rows)
-    assert torch.allclose(rows.adv[:2], ball.project(method.threat, rows.x, rows.best)[:2])
-    assert rows.step.tolist() == [60, 60, 60]
-    assert torch.allclose(rows.size[:2], torch.tensor(0.1))
-
-
-def test_targeted_dlr_against_a_loop() -> None:
-    logits = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
-    y, target = torch.arange(20) % 6, (torch.arange(20) + 2) % 6
-    for row, label, goal, value in zip(logits, y, target, apgd.targeted_dlr(logits, y, target), strict=True):
-        top = sorted((float(v) for v in row), reverse=True)
-        scale = top[0] - (top[2] + top[3]) / 2
-        assert float(value) == pytest.approx(float(row[goal] - row[label]) / scale, rel=1e-4)
-
-
 def test_targets_are_the_likeliest_wrong_classes() -> None:
     logits = torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 9.0, 8.0, 7.0]])
     assert active.likely_targets(logits, torch.tensor([0, 2]), 9).tolist() == [[2, 1, 3], [1, 3, 0]]
@@ -257,114 +126,6 @@ def test_apgd_t_needs_its_other_targets() -> None:
     for attack in (apgd.targeted, fab.targeted):
         assert not bool(fooled(Decoy(), attack(Decoy(), x, y, threat, seed=0, targets=1, steps=5), y).any())
         assert bool(fooled(Decoy(), attack(Decoy(), x, y, threat, seed=0, targets=2, steps=5), y).all())
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_boundary_projection_is_on_the_boundary_in_the_box_and_shortest(norm: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    z = torch.rand(20, 1, 4, 4, generator=generator, dtype=torch.float64)
-    w = torch.randn(z.shape, generator=generator, dtype=torch.float64)
-    value = torch.randn(20, generator=generator, dtype=torch.float64) * 3
-    d = fab.to_boundary(z, w, value, norm)
-    assert bool(((z + d >= -1e-9) & (z + d <= 1 + 1e-9)).all())
-    direction = -w.sign() * value.sign()[:, None, None, None]
-    room = torch.where(direction > 0, 1 - z, z)
-    reachable = (w.abs() * room).flatten(1).sum(1) >= value.abs()
-    assert 3 < int(reachable.sum()) < 20 or bool(reachable.all())
-    missed = (value + (w * d).flatten(1).sum(1)).abs()
-    assert bool((missed[reachable] < 1e-5).all())
-    order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
-    length = d.flatten(1).norm(order, dim=1)
-    for _ in range(300):  # no other point of the box beyond the boundary is nearer
-        other = (d + 0.05 * torch.randn(z.shape, generator=generator, dtype=torch.float64)).clamp(-z, 1 - z)
-        beyond = (value + (w * other).flatten(1).sum(1)) * value.sign() <= 0
-        assert bool((other.flatten(1).norm(order, dim=1)[beyond] >= length[beyond] - 1e-5).all())
-
-
-def test_boundary_out_of_reach_goes_to_the_corner() -> None:
-    z, w = torch.full((1, 1, 2, 2), 0.25), torch.ones(1, 1, 2, 2)
-    for norm in ("linf", "l2", "l1"):
-        assert torch.allclose(fab.to_boundary(z, w, torch.tensor([9.0]), norm), -z)
-
-
-def test_fab_without_early_stop_returns_closer_images() -> None:
-    model, x = Linear(), near_grey()
-    y = model(x).argmax(1)
-    threat = Threat(norm="l2", eps=1.0)
-    best = optimum(model, x, "l2")
-    for stop, most in ((True, 1.3), (False, 1.01)):
-        adv = fab.targeted(model, x, y, threat, seed=0, early_stop=stop)
-        assert bool(fooled(model, adv, y).all())
-        ratio = ball.distance(threat, x, adv) / best
-        assert bool((ratio >= 1 - 1e-4).all())
-        assert bool((ratio <= most).all())
-
-
-def test_fab_notes_only_what_is_closer_and_confirmed() -> None:
-    model, x = Linear(), near_grey(3)
-    y = model(x).argmax(1)
-    away = -model.w.detach() * torch.where(y == 0, 1.0, -1.0)[:, None, None, None]
-    threat, goals = Threat(norm="l2", eps=9.0), (1 - y)[:, None]
-    oracle = active.Oracle(model, x, "float32")
-    method = fab._Fab(oracle, threat, goals, 0, 10, 1, (0.1, 1.05, 0.9), False)
-    method.closest, method.smallest = x.clone(), torch.full((3,), torch.inf)
-    rows = method.start(torch.arange(3), x, y, 0)
-    near = optimum(model, x, "l2")[:, None, None, None] * away / model.w.detach().norm()
-    for factors in ((1.5, 2.0, 0.5), (1.2, 3.0, 0.6), (1.4, 1.1, 0.7)):  # the third never flips
-        rows.adv = x + torch.tensor(factors)[:, None, None, None] * near
-        method._note(rows, torch.ones(3, dtype=torch.bool))
-    want = x + torch.tensor([1.2, 1.1, 0.0])[:, None, None, None] * near
-    assert torch.allclose(method.closest, want)
-
-
-def test_square_covers_the_published_shares() -> None:
-    method = square._Square(None, Threat(norm="linf", eps=0.1), 0, 5000, 1, 0.8)  # type: ignore[arg-type]
-    queries = torch.tensor([1, 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 2000, 2001, 4000, 4001])
-    halvings = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7])
-    want = (0.8 / 2.0**halvings * 32 * 32).sqrt().round().long()
-    assert torch.equal(method._side(queries, torch.zeros(1, 3, 32, 32)), want)
-
-
-def test_square_in_linf_proposes_corners_in_one_square() -> None:
-    x = torch.full((50, 3, 16, 16), 0.5)
-    threat = Threat(norm="linf", eps=0.1)
-    model = small_net()
-    method = square._Linf(active.Oracle(model, x, "float32"), threat, 0, 5000, 1, 0.8)
-    rows = method.start(
-        torch.arange(50), x + torch.arange(50)[:, None, None, None] / 1e4, torch.zeros(50).long(), 0
-    )
-    assert torch.allclose((rows.adv - rows.x).abs(), torch.tensor(0.1), atol=1e-6)
-    assert bool((rows.adv == rows.adv[:, :, :1]).all())  # vertical stripes
-    rows.step += 30  # p = 0.4: side 10
-    changed = (method._proposal(rows) != rows.best).any(1)
-    high, wide = changed.any(2).sum(1), changed.any(1).sum(1)
-    assert int(high.max()) <= 10
-    assert int(wide.max()) <= 10
-    assert float(high.float().mean()) > 9
-    tops = torch.stack([row.nonzero().min() for row in changed.any(2)])
-    assert int(tops.min()) == 0  # every place is drawn, the borders too
-    assert int(tops.max()) == 6
-
-
-def test_square_in_l2_spends_the_whole_budget() -> None:
-    x = torch.full((6, 3, 16, 16), 0.5) + torch.arange(6)[:, None, None, None] / 1e4
-    threat = Threat(norm="l2", eps=1.0)
-    method = square._L2(active.Oracle(small_net(), x, "float32"), threat, 0, 5000, 1, 0.8)
-    rows = method.start(torch.arange(6), x, torch.zeros(6).long(), 0)
-    assert torch.allclose(ball.distance(threat, x, rows.adv), torch.tensor(1.0), atol=1e-4)
-    for step in (5, 100, 700):
-        rows.step = rows.step * 0 + step
-        rows.adv = method._proposal(rows)
-        assert bool(((rows.adv != rows.best).flatten(1).any(1)).all())
-        assert torch.allclose(ball.distance(threat, x, rows.adv), torch.tensor(1.0), atol=1e-3)
-        rows.best = rows.adv
-    rows.best = x + (rows.best - x) / 2  # what clipping has left unused is spent again
-    assert torch.allclose(ball.distance(threat, x, method._proposal(rows)), torch.tensor(1.0), atol=1e-3)
-    pattern = square.bump(7)
-    assert pattern.shape == (7, 7)
-    assert bool((pattern[:3] > 0).all())
-    assert bool((pattern[3:] < 0).all())
-    assert pattern[1, 3] == pattern[:3].max()
 
 
 def test_draws_are_uniform_and_belong_to_the_image() -> None:
