@@ -108,15 +108,21 @@ class _Divided(torch.autograd.Function):
             z = y * _reciprocal(around.mean(1, keepdim=True), ctx.sigma)
             return torch.autograd.grad(z, y, gradients[0], create_graph=True)[0], None, None
         found = torch.empty_like(y)
-        for part, mean, of_z, into in parts(y, means.detach(), *gradients, found):
-            of_reciprocal = (of_z * part).sum(1, keepdim=True)
-            with torch.enable_grad():
-                reciprocal = _reciprocal(mean.requires_grad_(), ctx.sigma)
-            (of_mean,) = torch.autograd.grad(reciprocal, mean, of_reciprocal)
+        for part, mean, of_z, into in parts(y, means, gradients[0], found):
+            reciprocal = _reciprocal(mean, ctx.sigma)
+            of_mean = _of_mean(mean, reciprocal, (of_z * part).sum(1, keepdim=True), ctx.sigma)
             of_around = of_mean / y.shape[1]
             of_part = _of_maxima(part, of_around) if ctx.pooled else of_around
-            torch.mul(of_z, reciprocal.detach(), out=into).add_(of_part)
+            torch.mul(of_z, reciprocal, out=into).add_(of_part)
         return found, None, None
+
+
+def _of_mean(mean: Tensor, reciprocal: Tensor, of_reciprocal: Tensor, sigma: float) -> Tensor:
+    """The gradient in M, where that in `_reciprocal`'s result is given; where several M are the largest, they share."""
+    of_divisor = of_reciprocal * -(reciprocal * reciprocal)
+    largest = mean == mean.amax((2, 3), keepdim=True)
+    of_largest = sigma * of_divisor.sum((2, 3), keepdim=True)
+    return (1 - sigma) * of_divisor + of_largest * largest / largest.sum((2, 3), keepdim=True)
 
 
 def _of_maxima(y: Tensor, of_plane: Tensor) -> Tensor:
