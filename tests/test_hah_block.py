@@ -94,6 +94,12 @@ def test_first_and_second_derivatives_are_those_of_differences(part, field):
     assert torch.allclose(differentiable, plain, rtol=1e-9, atol=1e-12)
 
 
+def test_an_image_larger_than_a_part_is_a_part(monkeypatch):
+    monkeypatch.setattr(block, "PART", 10)
+    y = values(3, 3, 5, 4, dtype=torch.float32, layout=torch.channels_last).relu()
+    assert torch.equal(Threshold()(DivisiveNorm()(y)), kept(normed(y, 0.1, "3x3"), "percentile", 0.2))
+
+
 def test_a_backward_pass_can_be_made_twice():
     y = values(3, 3, 5, 4, dtype=torch.float64, layout=torch.channels_last).relu().requires_grad_()
     out = Threshold()(DivisiveNorm()(y)).square().sum()
