@@ -105,8 +105,8 @@ def digits(kind: str) -> Recipe:
         epochs=20,
         **objective("gaussian", "digits"),
         regularizers={STEADY_STATE: CODE} if kind == "tisode" else {},
-        batch_size=32,
-        optimizer="adam(lr=0.005, weight_decay=0.0005)",
+        batch_size=8,  # as on MNIST: with 32 and half the rate the CNN had 81 % of the clean images put aside, not 95
+        optimizer="adam(lr=0.01, weight_decay=0.0005)",
         schedule="onecycle(peak=0.25)",
     )
     return Recipe(
