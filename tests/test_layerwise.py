@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -17,6 +18,7 @@ import zoo
 from zoo.analysis import analyse
 from zoo.data import Data
 from zoo.errors import UnknownName, ZooError
+from zoo.pgd import pgd
 from zoo.registry import registry
 from zoo.threat import Threat
 from zoo_layerwise import activations, flow, gradcam, parameters
@@ -155,6 +157,8 @@ def test_channels_that_are_always_on_are_found():
     found = activations._of_channels(activity, 0.1)
     assert found["always_on"] == 1.0
     assert found["overlap"] == 1.0
+    often = torch.tensor([[2.0, 1, 0, 0], [2, 1, 0, 0], [2, 1, 0, 0], [1, 2, 0, 0]])
+    assert activations._of_channels(often, 0.25)["overlap"] == pytest.approx(0.75**2 + 0.25**2)
 
 
 def test_filters_of_one_weight_and_of_equal_weights():
@@ -175,6 +179,70 @@ def test_grad_cam_is_its_formula_on_a_net_with_known_gradients():
     maps = torch.stack([(feature[0, 0] - feature[0, 1]).relu(), 2 * feature[1, 1]])
     assert torch.allclose(found, maps / maps.amax((1, 2), keepdim=True), atol=1e-5)
     assert float(found.min()) >= 0
+
+
+def test_grad_cam_weighs_by_mean_gradients_and_leaves_evidence_against_out():
+    conv, head = nn.Conv2d(1, 2, 1), nn.Linear(18, 2)
+    model, x = nn.Sequential(conv, nn.Flatten(), head), torch.rand(2, 1, 3, 3)
+    with torch.no_grad():
+        head.weight.copy_(noise(2, 18))
+        conv.weight.copy_(torch.tensor([[[[2.0]]], [[[-3.0]]]]))
+    found = gradcam.heat_maps(model, x, torch.tensor([0, 1]), "0")
+    maps = torch.einsum("nc,nchw->nhw", head.weight.view(2, 2, 9).mean(2), conv(x)).detach()
+    assert bool((maps < 0).any())
+    assert bool((maps > 0).any())
+    assert torch.allclose(
+        found, maps.relu() / maps.relu().amax((1, 2), keepdim=True).clamp_min(1e-12), atol=1e-5
+    )
+
+
+def test_noise_is_measured_where_it_enters_a_convolution_and_clipped_only_when_asked(tmp_path):
+    white = Data(torch.full((4, 1, 8, 8), 255, dtype=torch.uint8), None, "white", 2)
+    conv = nn.Conv2d(1, 1, 1, bias=False)
+    with torch.no_grad():
+        conv.weight.zero_()  # nothing of the noise leaves it
+    x = torch.ones(4, 1, 8, 8)
+    noisy = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+    for clip, other in ((True, noisy.clamp(0, 1)), (False, noisy)):
+        found = flow.snr(nn.Sequential(conv), white, out=tmp_path, sigma=0.1, clip=clip, seed=3)
+        power = (x.flatten(1).norm(dim=1) / (other - x).flatten(1).norm(dim=1)).square().mean()
+        assert found["models"]["Sequential"][0]["snr_db"] == pytest.approx(10 * math.log10(power), abs=1e-3)
+
+
+@pytest.mark.parametrize("quantise", [True, False])
+def test_ratios_are_of_the_thesis_attack_with_or_without_eight_bits(quantise, tmp_path):
+    data, model = data_of(), Two()
+    assert data.labels is not None
+    adv = pgd(model, data.pixels(), data.labels, THREAT, steps=3, step_size=0.01, early_stop=False, seed=2)
+    adv = flow.quantised(data.pixels(), adv) if quantise else adv
+    expected = flow.ratios(model, data.pixels(), adv)["second"]["l2"].mean()
+    found = flow.psr(model, data, out=tmp_path, threat=THREAT, steps=3, quantise=quantise, seed=2)
+    assert found["models"]["Two"][1]["l2"] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_what_a_batch_norm_holds_is_named_rightly():
+    norm = nn.BatchNorm2d(2)
+    numbers = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    with torch.no_grad():
+        for place, value in enumerate(numbers):
+            assert value is not None
+            value.fill_(place + 1.0)
+    found = parameters.norm_values(nn.Sequential(norm))["0"]
+    assert [float(found[kind][0]) for kind in parameters.KINDS] == [1, 2, 3, 4]
+
+
+def test_singular_values_are_of_the_weight_that_acts_on_images_that_are_not_square():
+    conv = convolutions(zoo.load("hah-vgg16", pretrained=False, width=4))["features.4"]
+    found = parameters.singular_values(conv, (4, 6), "circular", 1, 0)
+    assert torch.equal(found, circular(weight_of(conv), (4, 6)))
+    assert not torch.allclose(found, circular(conv.weight.detach(), (4, 6)))
+    wide = Data(torch.zeros(1, 1, 4, 6, dtype=torch.uint8), None, "wide", 2)
+    with mock.patch("zoo_layerwise.parameters.spectrum_plot"):
+        (row,) = parameters.spectrum(nn.Sequential(nn.Conv2d(1, 1, 3, 2)), wide, out=Path())["models"][
+            "Sequential"
+        ]
+    assert row["size"] == [4, 6]  # what goes in, not what comes out
+    assert row["count"] == 2 * 3
 
 
 # -- whole analyses ----------------------------------------------------------------------------------------

@@ -13,16 +13,20 @@ from click.testing import CliRunner
 from torch import nn
 
 import zoo
+from zoo.data import Data
 from zoo.errors import UnknownName, ZooError
 from zoo.files import sha256_of
+from zoo.pgd import pgd
 from zoo.registry import registry
 from zoo.spec import resolve_call
 from zoo.testing import check_recipe
+from zoo.threat import Threat
+from zoo.training import train
 from zoo.weights import read_state, save_state
 from zoo_layerwise.command import partial
 from zoo_layerwise.plan import CODES, Code, layers_of, parameters_of, restart, retrained
 from zoo_layerwise.settings import SETTINGS, pair, registered
-from zoo_layerwise.sweep import _points, sweep
+from zoo_layerwise.sweep import _points, measure, sweep
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +111,10 @@ def test_what_is_trained_again_starts_anew_and_the_rest_is_kept(net, tmp_path):
     restart(net, None, seed=3, **arguments)
     assert all(torch.equal(v, first[k]) for k, v in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
+    restart(net, None, seed=4, **arguments)
+    changed = [name for name, value in net.state_dict().items() if not torch.equal(value, first[name])]
+    assert "layer3.0.conv1.weight" in changed
+    assert {name.rpartition(".")[0] for name in changed} <= set(again)
     with pytest.raises(ZooError, match="is not what the first stage trained"):
         restart(net, None, seed=3, **{**arguments, "sha256": "0" * 64})
 
@@ -196,6 +204,52 @@ def test_the_same_call_trains_nothing_again_and_another_measures_anew(swept, mon
     assert len(calls) == 2
     assert [row["adversarial_layers"] for row in single["rows"]] == [len(found["layers"]) - 1] * 2
     assert (out / "partial_single.png").is_file()
+    for changed in ({"steps": 1}, {"steps": 2, "seed": 1}):
+        calls.clear()
+        sweep(pair("digits"), out=out, smoke=True, **settings, **changed)
+        assert len(calls) == 6  # both ends and four runs
+    assert {
+        path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")
+    }.items() >= before.items()
+
+
+def test_a_sweep_puts_no_image_aside(tmp_path, monkeypatch):
+    recipes = [replace(recipe, holdout=300) for recipe in pair("digits")]
+    seen = []
+
+    def trained(recipe: Any, **settings: Any) -> Path:
+        seen.append(recipe.holdout)
+        return train(recipe, **settings)
+
+    monkeypatch.setattr("zoo_layerwise.sweep.train", trained)
+    monkeypatch.setattr(
+        "zoo_layerwise.sweep.measure", lambda *a, **k: {"loss": 1.0, "accuracy": 0.5, "clean": 1.0}
+    )
+    sweep((recipes[0], recipes[1]), out=tmp_path, codes=["A2N1"], cutoffs=["fc"], overrides=SMALL, smoke=True)
+    assert seen == [0] * 3
+
+
+def test_a_measurement_is_of_the_attacked_images_with_steps_of_a_tenth(monkeypatch):
+    torch.manual_seed(0)
+    images = torch.randint(60, 190, (8, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    data, model = Data(images, torch.arange(8) % 2, "grey", 2), nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    threat, sizes = Threat.parse("linf:0.1"), []
+
+    def spied(*args: Any, **settings: Any) -> torch.Tensor:
+        sizes.append((settings["step_size"], settings["early_stop"]))
+        return pgd(*args, **settings)
+
+    monkeypatch.setattr("zoo_layerwise.sweep.pgd", spied)
+    found = measure(model, data, threat, steps=21, seed=0)
+    assert sizes == [(pytest.approx(0.01), False)]
+    # Of a linear model the worst is known, and 20 steps reach it from anywhere.
+    weight, x, y = model[1].weight.detach(), data.pixels(), torch.arange(8) % 2
+    worst = x + 0.1 * (weight[1 - y] - weight[y]).sign().view(x.shape)
+    logits = model(worst).detach().double()
+    assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, y)), abs=1e-5)
+    assert found["accuracy"] == float((logits.argmax(1) == y).double().mean())
+    assert found["clean"] == float((model(x).argmax(1) == y).double().mean())
+    assert found["loss"] > float(torch.nn.functional.cross_entropy(model(x).detach(), y)) + 0.01
 
 
 def test_cutoffs_that_nobody_named_are_all_or_the_convolutions_and_two_in_a_smoke_run(net):
