@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-REPEATS, BATCH = 5, 64
+REPEATS, BATCH = 11, 64
 
 
 def hah(
