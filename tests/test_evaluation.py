@@ -125,6 +125,20 @@ def test_plain_pgd_is_that_on_the_cross_entropy() -> None:
     assert flattered([], {"pgd": 0.9}, None) == ()
 
 
+def test_in_a_cascade_the_first_plain_pgd_counts() -> None:
+    """`standard` ends with PGD-20 in float32, which there has only the images that all others left."""
+    left = {"pgd(steps=20)": 0.4, "pgd(loss=margin)": 0.1, "pgd(precision=float32,steps=20)": 0.1}
+    assert flattered([], left, 0.1) == ()
+    assert flattered([], left, 0.1, "standard@1 [fgsm] linf:0.1 counting=cascade seed=0") == (PLAIN_TOO_HIGH,)
+    assert flattered([], left, 0.36, "standard@1 [fgsm] linf:0.1 counting=cascade seed=0") == ()
+    # PGD with one tiny step does next to nothing, FGSM does
+    model, data = Brightness(), pair()
+    weak = "pgd(steps=1, rel_step=0.001, random_start=false)"
+    found = evaluate(model, data, threat="linf:0.3", suite=f"{weak}; fgsm; pgd(steps=20)", counting="cascade")
+    assert found.robust == found.per_attack["pgd(steps=20)"] < found.clean
+    assert found.flags == (PLAIN_TOO_HIGH,)
+
+
 def test_an_own_attack_with_other_parameters_is_flagged() -> None:
     model = zoo.load("cifs-resnet10", pretrained=False, width=8, in_chans=1)
     x = torch.rand(4, 1, 32, 32)

@@ -365,7 +365,7 @@ class _Plan:
             robust=worst,
             per_attack=per_attack,
             interval=None if reason else wilson(robust, n),
-            flags=flattered(flags, per_attack, worst),
+            flags=flattered(flags, per_attack, worst, self.protocol),
             protocol=self.protocol,
             seed=self.seed,
             device=str(self.subject.device),

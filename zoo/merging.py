@@ -150,7 +150,7 @@ def _measured(loaded: Sequence[tuple[Result, Verdicts]], verdicts: Verdicts, pro
         robust=worst,
         per_attack=per_attack,
         interval=wilson(robust, n) if complete else None,
-        flags=flattered(verdicts.flags, per_attack, worst),
+        flags=flattered(verdicts.flags, per_attack, worst, protocol),
         protocol=protocol,
         seconds=round(sum(result.seconds for result, _ in loaded), 2),
         extra={**extra, **summary(verdicts)},

@@ -208,14 +208,19 @@ def paired(first: Sequence[bool], second: Sequence[bool], z: float = Z95) -> tup
     return (gained - lost) / max(n, 1), max(-1.0, centre - half), min(1.0, centre + half)
 
 
-def flattered(flags: Iterable[str], per_attack: Mapping[str, float], robust: float | None) -> tuple[str, ...]:
+def flattered(
+    flags: Iterable[str], per_attack: Mapping[str, float], robust: float | None, protocol: str = ""
+) -> tuple[str, ...]:
     """The flags of a result, sorted, with `PLAIN_TOO_HIGH` where it belongs.
 
     It says that the lowest accuracy under plain PGD (attacks called pgd on the cross-entropy) lies more than
-    `PLAIN_GAP` above the worst case: whoever measures the model by plain PGD overestimates it.
+    `PLAIN_GAP` above the worst case: whoever measures the model by plain PGD overestimates it. Where the protocol
+    counts as a cascade, only the first of them is looked at: what a later one leaves is the work of all before it.
     """
     found = set(flags) - {PLAIN_TOO_HIGH}
     plain = [value for text, value in per_attack.items() if _is_plain(text)]
+    if " counting=cascade " in protocol:
+        plain = plain[:1]
     if robust is not None and plain and min(plain) - robust > PLAIN_GAP:
         found.add(PLAIN_TOO_HIGH)
     return tuple(sorted(found))
