@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import zoo
 from zoo import cards
+from zoo.card_text import _attack_table
 from zoo.errors import IntegrityError, ZooError
 from zoo.files import sha256_of
 from zoo.grammar import Name
@@ -313,3 +314,12 @@ def test_a_card_has_the_published_figures_that_its_model_stands_for(model, resul
     assert rows.splitlines()[1] == "| `tiny:1.1` | Ours | PGD-20 | 46.6±0.3 % | 43.25 | 200 of dots |"
     assert "Other" not in text
     assert "CW" not in text
+
+
+@pytest.mark.parametrize("counting", ["all", "cascade"])
+def test_a_cascade_is_said_beside_its_accuracies(counting: str) -> None:
+    """Square at 0 % after PGD at 0 % would otherwise read as if Square alone left nothing."""
+    protocol = f"custom [fgsm; square] linf:0.1 counting={counting} seed=0"
+    row = {"dataset": "digits", "threat": "linf:0.1", "metric": "accuracy", "extra": {}, "protocol": protocol}
+    text = _attack_table({**row, "per_attack": {"fgsm": 0.0, "square": 0.0}})
+    assert ("each on what those before it in the protocol left" in text) == (counting == "cascade")

@@ -145,7 +145,8 @@ def _attack_table(row: Mapping[str, Any]) -> str:
     if corruptions:
         parts.append(_corruption_table(row, corruptions))
     table = "\n\n".join(parts)
-    return f"Per attack, {row['dataset']}, {row['threat']}:\n\n{table}\n\nProtocol: `{row['protocol']}`"
+    how = ", each on what those before it in the protocol left" * (" counting=cascade " in row["protocol"])
+    return f"Per attack, {row['dataset']}, {row['threat']}{how}:\n\n{table}\n\nProtocol: `{row['protocol']}`"
 
 
 def _corruption_table(row: Mapping[str, Any], corruptions: Mapping[str, Any]) -> str:
