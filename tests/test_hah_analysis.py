@@ -18,6 +18,7 @@ from zoo.data import Data
 from zoo.errors import UnknownName, ZooError
 from zoo.registry import registry
 from zoo.reproduce import reproduce
+from zoo.threat import Threat
 from zoo_hah import analysis, minimum
 
 
@@ -73,6 +74,14 @@ def test_accuracies_are_counted_among_all_images_and_the_gap_is_paired(tmp_path)
     (chance,) = [line for line in figures[0].axes[0].get_lines() if line.get_label() == "chance"]
     assert set(chance.get_ydata()) == {50.0}  # two classes
     assert_readable(figures[0])
+
+
+def test_an_attack_that_leaves_its_budget_is_brought_back():
+    x = data_of([0.1, 0.45, 0.9], [0, 0, 1]).pixels()
+    far = mock.Mock(**{"run.side_effect": lambda model, x, y, threat, seed: 1 - x})
+    with mock.patch("zoo_hah.analysis.bind", return_value=far):
+        found = analysis._attacked(Bright(), x, torch.tensor([0, 0, 1]), Threat.parse("linf:0.1"), 0)
+    assert found == pytest.approx(2 / 3, abs=1e-5)  # only the one within 0.1 of the level breaks
 
 
 def test_the_draws_of_the_noise_differ_and_are_the_same_for_the_same_seed():

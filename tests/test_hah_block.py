@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from zoo_hah import block
 from zoo_hah.block import DivisiveNorm, Threshold, kth_smallest
-from zoo_hah.loss import block_loss, loss_and_slope
+from zoo_hah.loss import Watched, block_loss, loss_and_slope
+from zoo_hah.recipe import ALPHAS
 
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
 
@@ -153,3 +154,12 @@ def test_the_loss_is_exact_where_more_channels_are_largest_than_half_precision_c
     u = values(1, 3000, 1, 2, dtype=torch.bfloat16, layout=torch.channels_last)
     expected = block_loss(u.double(), 0.1, 1.0)
     assert float(loss_and_slope(u, 0.1, 1.0)[0]) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_blocks_count_by_the_documented_factors_and_several_passes_by_their_mean():
+    assert ALPHAS == (4.5e-3, 2.5e-3, 1.3e-3, 1.0e-3, 8e-4, 5e-4)
+    found = Watched({"first": [torch.tensor(1.0), torch.tensor(3.0)], "second": [torch.tensor(5.0)]})
+    total = found.total((10.0, 1.0))
+    assert total is not None
+    assert float(total) == 10 * 2 + 5
+    assert Watched({"first": []}).total((1.0,)) is None
