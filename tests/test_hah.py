@@ -302,6 +302,8 @@ def test_parameters_and_order_are_the_documented_ones():
     assert [type(m).__name__ for m in full.features[26:29]] == ["NormConv2d", "ReLU", "BatchNorm2d"]
     assert full.feature_names == HahVGG16.feature_names
     assert not any(isinstance(m, DivisiveNorm) for m in standard.features)
+    for name, blocks in (("hah-vgg16", 6), ("hah-vgg16-standard", 0)):
+        assert len(zoo.load(name, pretrained=False, width=4).hah_convolutions()) == blocks
 
 
 @pytest.mark.parametrize("blocks", [0, 3, 13])
