@@ -114,7 +114,7 @@ RECIPES = [
                 schedule="onecycle(peak=0.2)",
             ),
         ),
-        "hybrid adversarial training on scikit-learn's digits, a small network",
+        "hybrid adversarial training on scikit-learn's digits, here with 8 convolutions and many levels of noise",
         model_kwargs={"depth": 8, "width": 32},
     ),
     *(
