@@ -17,7 +17,7 @@ from zoo.drawing import INK, new_figure, plain_axes, save_figure
 from zoo.errors import ZooError, unknown
 from zoo.judging import predict
 from zoo_layerwise.draw import COLOURS
-from zoo_layerwise.layers import beside, head_of, images_of, labels_of, summary
+from zoo_layerwise.layers import beside, head_of, images_of, labels_of, summary, whole
 
 ATTACKS = {"l0": "L0FMNAttack", "l1": "L1FMNAttack", "l2": "L2FMNAttack", "linf": "LInfFMNAttack"}
 
@@ -59,8 +59,9 @@ def minimum_norm(
     for norm in wanted:
         if norm not in ATTACKS:
             raise unknown("norm", norm, ATTACKS)
-    if images < 1 or steps < 1 or not wanted:
-        raise ZooError(f"images={images} and steps={steps} must be at least 1, and norms not be empty")
+    whole(images=images, steps=steps)
+    if not wanted:
+        raise ZooError(f"norms is empty; name some of {', '.join(ATTACKS)}")
     x, y = images_of(model, data)[:images], labels_of(model, data)[:images]
     found: dict[str, dict[str, Any]] = {}
     curves: dict[str, dict[str, Tensor]] = {}

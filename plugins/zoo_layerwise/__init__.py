@@ -23,7 +23,7 @@ ANALYSES = [
     Analysis(
         name="sparsity",
         run="zoo_layerwise.activations:sparsity",
-        summary="figure 5.4: Hoyer sparsity across channels of what leaves each block",
+        summary="figure 5.4: squared Hoyer term across channels of what leaves each block; the lower, the sparser",
         params={**BESIDE},
     ),
     Analysis(

@@ -13,7 +13,17 @@ from zoo.data import Data
 from zoo.errors import ZooError
 from zoo.nn import Classifier
 from zoo_layerwise.draw import heat_grid, layer_curves
-from zoo_layerwise.layers import PART, beside, captured, convolutions, head_of, images_of, summary
+from zoo_layerwise.layers import (
+    PART,
+    beside,
+    captured,
+    convolutions,
+    head_of,
+    images_of,
+    number,
+    summary,
+    whole,
+)
 
 
 def hoyer(z: Tensor) -> Tensor:
@@ -126,8 +136,9 @@ def channels(
         {"models": {title: [{"layer", "channels", "always_on", "overlap", "activity": summary over channels}]}},
         always_on as a share of the ceil(ratio * C), overlap the mean share of images in whose top a top channel is.
     """
-    if not 0 < ratio <= 1 or shown < 1:
-        raise ZooError(f"ratio={ratio} must lie in (0,1] and shown={shown} be at least 1")
+    whole(shown=shown)
+    if not number(ratio) or not 0 < ratio <= 1:
+        raise ZooError(f"ratio={ratio} must lie in (0,1]")
     x = images_of(model, data)
     found: dict[str, list[dict[str, Any]]] = {}
     panels: dict[str, list[tuple[str, Any]]] = {}
@@ -147,7 +158,7 @@ def channels(
                 for name, a in list(activity.items())[:shown]
             ]
         head = head_of(data, models)
-    about = f"the first {min(60, len(x))} images of {data.name}; mean of ReLU of each convolution's output"
+    about = f"the first {min(60, len(x))} images of {data.name}; mean of ReLU of each convolution's output; bright: active, each panel on a scale of its own"
     heat_grid(panels, out / "channels.png", "Activity of channels", about, ("images", "channels"))
     return {**head, "models": found}
 

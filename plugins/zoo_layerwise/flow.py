@@ -25,8 +25,10 @@ from zoo_layerwise.layers import (
     head_of,
     images_of,
     labels_of,
+    number,
     rows_of,
     summary,
+    whole,
 )
 
 NORMS = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
@@ -96,12 +98,11 @@ def psr(
         ZooError: no convolutions or labels.
     """
     x, y = images_of(model, data), labels_of(model, data)
-    if steps < 1:
-        raise ZooError(f"steps={steps} must be at least 1")
+    whole(steps=steps)
     found: dict[str, list[dict[str, Any]]] = {}
     with beside(model, against, against_weights) as models:
-        for number, (title, each) in enumerate(models):
-            with progress.part(number, len(models)):
+        for place, (title, each) in enumerate(models):
+            with progress.part(place, len(models)):
                 if attack:
                     x_adv = enforce(threat, x, bind(attack).run(each, x, y, threat, seed))[0]
                 else:
@@ -156,7 +157,7 @@ def snr(
     Returns:
         {"models": {title: [{"layer", "snr_db"}]}}.
     """
-    if not sigma > 0:
+    if not number(sigma) or not sigma > 0:
         raise ZooError(f"sigma={sigma} of the noise must be above 0")
     x = images_of(model, data)
     noisy = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.data import Data
 from zoo.errors import ZooError, unknown
 from zoo_layerwise.draw import overlay_grid
-from zoo_layerwise.layers import beside, captured, convolutions, head_of, images_of, labels_of
+from zoo_layerwise.layers import beside, captured, convolutions, head_of, images_of, labels_of, whole
 
 
 def heat_maps(model: nn.Module, x: Tensor, y: Tensor, layer: str) -> Tensor:
@@ -63,8 +63,8 @@ def gradcam(
     Raises:
         UnknownName: no such layer (nearest names).
     """
-    if shown < 1:
-        raise ZooError(f"shown={shown} must be at least 1")
+    whole(shown=shown)
+    layer = str(layer)  # on a command line, the path "3" of a plain Sequential is read as a number
     x, y = images_of(model, data)[:shown], labels_of(model, data)[:shown]
     found: dict[str, dict[str, Any]] = {}
     maps: dict[str, Any] = {}

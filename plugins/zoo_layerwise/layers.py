@@ -104,6 +104,22 @@ def labels_of(model: nn.Module, data: Data) -> Tensor:
     return data.labels.to(device_of(model))
 
 
+def whole(**numbers: Any) -> None:
+    """Refuse arguments, given by name, that are not whole numbers of at least 1.
+
+    Raises:
+        ZooError: naming the first such argument and its value.
+    """
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ZooError(f"{name}={value} must be a whole number of at least 1")
+
+
+def number(value: Any) -> bool:
+    """Whether an argument from a command line is a number at all, so that it can be compared."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def rows_of(names: Sequence[str], values: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """One dictionary for each layer, with its name first."""
     return [{"layer": name, **values[name]} for name in names]

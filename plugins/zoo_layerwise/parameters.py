@@ -13,7 +13,7 @@ from zoo import progress
 from zoo.data import Data
 from zoo.errors import ZooError, unknown
 from zoo_layerwise.draw import histogram_grid, places, spectrum_plot
-from zoo_layerwise.layers import beside, captured, convolutions, head_of, images_of, summary, weight_of
+from zoo_layerwise.layers import beside, captured, convolutions, head_of, images_of, summary, weight_of, whole
 from zoo_layerwise.singular import circular, lanczos
 
 KINDS = ("running mean", "running variance", "scale", "offset")
@@ -108,8 +108,7 @@ def filters(
 def _histograms(
     values: Mapping[str, Values], bins: int, path: Path, title: str, about: str
 ) -> dict[str, Any]:
-    if bins < 1:
-        raise ZooError(f"bins={bins} must be at least 1")
+    whole(bins=bins)
     found: dict[str, list[dict[str, Any]]] = {model: [] for model in values}
     edges: dict[str, dict[str, list[float]]] = {}
     rows = []
@@ -167,10 +166,11 @@ def spectrum(
         UnknownName: of padding or layers.
         ZooError: another number of convolutions in the second model.
     """
+    whole(top=top)
     if padding not in PADDINGS:
         raise unknown("padding", str(padding), PADDINGS)
     x = images_of(model, data)[:1]
-    wanted = [name.strip() for name in layers.split(",") if name.strip()]
+    wanted = [name.strip() for name in str(layers).split(",") if name.strip()]
     names = list(convolutions(model))
     for name in wanted:
         if name not in names:
@@ -209,7 +209,7 @@ def spectrum(
     about = (
         "all, circular padding" if padding == "circular" else f"the largest {top}, estimated, zero padding"
     )
-    about += "; to the right: the rank as a share of all"
+    about += "; to the right: the rank as a share of these"
     spectrum_plot(aligned(curves), out / "svd.png", "Singular values over the largest", about)
     return {**head, "padding": padding, "models": found}
 

@@ -56,6 +56,7 @@ def _lines(
         axes.axhline(values[number], color=CLEAN, linestyle=style, linewidth=1, label=name)
     label = "adversarially trained layers" + " (dashed: number of the cutoff)" * dashed
     axes.set_xlabel(label, fontsize=9, color=INK)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # whole layers, also where there is one cutoff
     axes.set_ylabel(title, fontsize=9, color=INK)
     plain_axes(axes, "y")
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)

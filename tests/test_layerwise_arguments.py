@@ -1,0 +1,48 @@
+"""Arguments of the layer-wise analyses as a command line gives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from zoo.data import load_data
+from zoo.errors import ZooError
+from zoo.threat import Threat
+from zoo_layerwise import activations, flow, gradcam, parameters
+
+THREAT = Threat.parse("linf:0.1")
+
+
+@pytest.mark.parametrize(
+    ("run", "given"),
+    [
+        (flow.psr, {"steps": "many", "threat": THREAT}),
+        (flow.psr, {"steps": 1.5, "threat": THREAT}),
+        (flow.snr, {"sigma": "x"}),
+        (activations.channels, {"shown": "all"}),
+        (activations.channels, {"ratio": "x"}),
+        (parameters.filters, {"bins": "a"}),
+        (parameters.spectrum, {"top": 0}),
+        (gradcam.gradcam, {"shown": True}),
+    ],
+)
+def test_parameters_that_are_no_numbers_are_named(run: Any, given: dict[str, Any], tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.LazyLinear(10)).eval()
+    data = load_data("digits", "test").subset(2)
+    model(data.pixels())
+    name = next(iter(given))
+    with pytest.raises(ZooError, match=rf"^{name}={given[name]} "):
+        run(model, data, out=tmp_path, **given)
+
+
+def test_the_number_of_a_module_on_a_command_line_is_its_path(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.LazyLinear(10)).eval()
+    data = load_data("digits", "test").subset(2)
+    model(data.pixels())
+    named: Any = 0
+    assert gradcam.gradcam(model, data, out=tmp_path, layer=named)["models"]["Sequential"]["layer"] == "0"
+    found = parameters.spectrum(model, data, out=tmp_path, layers=named)["models"]["Sequential"]
+    assert [row["layer"] for row in found] == ["0"]
