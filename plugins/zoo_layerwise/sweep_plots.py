@@ -46,7 +46,7 @@ def _lines(
     for index, code in enumerate(dict.fromkeys(row["code"] for row in rows)):
         own = [row for row in rows if row["code"] == code]
         # Codes that train all layers one way differ by how many of them were trained again.
-        uniform = len({row["adversarial_layers"] for row in own}) == 1
+        uniform = code[0] == code[2]
         dashed = dashed or uniform
         own = own if uniform else sorted(own, key=lambda row: row["adversarial_layers"])
         at = range(len(own)) if uniform else [row["adversarial_layers"] for row in own]
@@ -56,7 +56,7 @@ def _lines(
         axes.axhline(values[number], color=CLEAN, linestyle=style, linewidth=1, label=name)
     label = "adversarially trained layers" + " (dashed: number of the cutoff)" * dashed
     axes.set_xlabel(label, fontsize=9, color=INK)
-    axes.xaxis.get_major_locator().set_params(integer=True)  # whole layers, also where there is one cutoff
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # also of one cutoff
     axes.set_ylabel(title, fontsize=9, color=INK)
     plain_axes(axes, "y")
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
