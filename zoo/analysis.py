@@ -12,6 +12,7 @@ from torch import nn
 
 from zoo import progress
 from zoo.data import load_data, use_root
+from zoo.drawing import need_matplotlib
 from zoo.errors import ZooError, unknown
 from zoo.files import make_folder, write_text
 from zoo.loading import find_device, load
@@ -51,12 +52,14 @@ def analyse(
 
     Raises:
         UnknownName: no such analysis or parameter (nearest names).
+        MissingExtra: matplotlib, which pictures need, is not installed.
         ZooError: no data set or threat to be had.
     """
     spec: Analysis = registry().entry("analyses", analysis)[0]
     given = {**spec.params, **(params or {})}
     if strange := sorted(set(given) - set(spec.params)):
         raise unknown(f"parameter of {spec.name}", strange[0], spec.params)
+    need_matplotlib()  # said before anything is measured
     model = load(name, weights=weights, device=find_device(device)) if isinstance(name, str) else name
     subject = find_subject(model, device)
     chosen = data or (subject.recipe.dataset if subject.recipe else "")

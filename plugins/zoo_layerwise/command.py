@@ -41,12 +41,14 @@ def partial(
     A1N2: the layers before the cutoff are trained adversarially and frozen, the others start anew and are trained
     naturally. Interrupted, the same command goes on.
     """
+    from zoo.drawing import need_matplotlib
     from zoo_layerwise.plan import CODES
     from zoo_layerwise.settings import pair, registered
     from zoo_layerwise.sweep import sweep
 
     if bool(natural) != bool(adversarial) or bool(setting) == bool(natural):
         raise ZooError("name a SETTING, or both --natural and --adversarial")
+    need_matplotlib()  # said before anything is trained
     recipes = registered(natural, adversarial) if natural else pair(setting)
     found = sweep(
         recipes,
