@@ -75,6 +75,12 @@ def first(edit: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], A
         (first(lambda row: row.update(sha256="0" * 64)), "other weights"),
         (first(lambda row: row.update(protocol="quick@1 [fgsm] linf:0.1")), "does not name the attacks"),
         (lambda data: data["explain"].pop("must-reach-zero"), "the flag must-reach-zero has no reason"),
+        (first(lambda row: row.update(n=200)), "on 200 images instead of 500; run"),
+        (first(lambda row: row["per_attack"].pop("square(queries=1000)")), r"measured without square\("),
+        (
+            lambda data: data["explain"].update({"below-standard": "slow"}),
+            "below-standard is not true any more",
+        ),
         (lambda data: data.update(results=[]), "holds no result"),
     ],
 )
@@ -83,6 +89,19 @@ def test_a_lie_in_the_results_is_named(card: Path, edit: Callable[[dict[str, Any
     found = lint(card)
     assert any(re.search(words, line) for line in found), found
     assert not any("\n" in line or "zoo cards write" in line for line in found)
+
+
+def test_fewer_images_need_a_reason_and_expensive_networks_fewer(
+    card: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(card, first(lambda row: row.update(n=256)))
+    assert any("on 256 images instead of 500" in line for line in lint(card))
+    monkeypatch.setattr("zoo.lint.EXPENSIVE", 15e6)  # it costs 15.9 million
+    assert not any("images instead of" in line for line in lint(card))
+    monkeypatch.setattr("zoo.lint.EXPENSIVE", 16e6)
+    assert any("images instead of" in line for line in lint(card))
+    change(card, lambda data: data["explain"].update({"below-standard": "it takes a day"}))
+    assert not any("images instead of" in line or "not true" in line for line in lint(card))
 
 
 def test_psnr_is_that_of_the_images(tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ def test_a_missing_reason_costs_no_second_measurement(
     because = {"batch-dependent": "planted", "randomised": "planted too"}
     folder = add_card(NAME, run, suite="fgsm", to=tmp_path, n=20, force=True, explain=because)
     assert len(calls) == 1
-    assert "planted too" in (folder / "README.md").read_text()
+    flags, _, notes = (folder / "README.md").read_text().partition("## Flags")[2].partition("## Notes")
+    assert "planted too" in flags
+    assert "`unofficial`: these weights do not come from the recipe" in notes  # which no evaluation raised
     assert not (run / "card").exists()
     add_card(NAME, run, suite="fgsm", to=tmp_path, n=20, force=True, explain=because)
     assert len(calls) == 2  # what a finished card was made from is not kept

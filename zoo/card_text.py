@@ -9,6 +9,8 @@ from zoo.grammar import Name
 from zoo.result import corruption_rows
 from zoo.spec import ModelSpec, Recipe
 
+LESS = "below-standard"  # of a card with fewer images or attacks than the rule of `zoo.lint`
+NOTES = ("selected", "unofficial", LESS)  # what "explain" of a card holds besides the reasons for flags
 COLUMNS = ("model", "dataset", "threat", "n", "clean", "robust (interval)", "protocol", "strongest attack")
 
 
@@ -25,7 +27,7 @@ def prose(
     Args:
         data_license: that of the recipe's data set.
         rows: results, as `Result.to_dict()` gives them.
-        kept: what results.json keeps besides: "explain", a sentence for each flag; "analyses" and "training", as
+        kept: what results.json keeps besides: "explain", a sentence for each flag and note; "analyses" and "training", as
             `zoo.cards.stage` takes them.
     """
     source = f" Paper: {spec.paper}." if spec.paper else ""
@@ -37,9 +39,15 @@ def prose(
     parts += [_attack_table(row) for row in rows]
     parts += [_diagnosis(row["extra"]["diagnosis"]) for row in rows if row["extra"].get("diagnosis")]
     parts += [_analysis(found) for found in kept.get("analyses", ())]
-    if explain := kept.get("explain"):
-        lines = "\n".join(f"* `{flag}`: {reason}" for flag, reason in sorted(explain.items()))
-        parts.append(f"## Flags\n\nThe evaluation raised these, for these reasons:\n\n{lines}")
+    explain = sorted(kept.get("explain", {}).items())
+    flags, notes = (
+        [f"* `{k}`: {why}" for k, why in explain if (k in NOTES) == noted] for noted in (False, True)
+    )
+    for head, lines in (
+        ("Flags\n\nThe evaluation raised these, for these reasons:", flags),
+        ("Notes", notes),
+    ):
+        parts += [f"## {head}\n\n" + "\n".join(lines)] * bool(lines)
     parts += _published(name, [*map(dict, rows), *map(dict, kept.get("analyses", ()))])
     load = f"import zoo\n\nmodel = zoo.load({str(name)!r})  # pixels in [0,1], NCHW, float32"
     timm = f"`zoo.register_timm()`, then `timm.create_model({name.timm!r}, pretrained=True)`"

@@ -8,23 +8,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from zoo import hub
-from zoo.attacks import bind
+from zoo.attacks import bind, expand
+from zoo.card_text import LESS
 from zoo.cards import read_kept, read_results, rewrite
 from zoo.catalogue import WEIGHTS_FILE
+from zoo.data import load_data
 from zoo.errors import ZooError
 from zoo.grammar import parse_name
 from zoo.loading import load
 from zoo.records import EXAMPLES_FILE, load_arrays, load_pair
 from zoo.registry import registry
-from zoo.repository import EVAL_RESULTS, check_staged, check_weights
+from zoo.release import CARD_SUITE
+from zoo.repository import EVAL_RESULTS, check_staged, check_weights, read_config
 from zoo.result import Result, flattered, wilson
 from zoo.threat import Threat
 from zoo.weights import read_state, round_to_half, state_sha256
 
 LARGEST = 25_000_000  # bytes of a weights file in the repository
 ROUNDING = 1e-6  # of the accuracies in results.json
+IMAGES, FEWER = 1000, 256  # that a card is measured on, the latter where a forward pass is expensive
+EXPENSIVE = 100e6  # multiplications and additions of one image
 DECIBEL = 1e-5  # of a mean PSNR there, whose float32 sum has an order
 
 
@@ -38,6 +44,8 @@ def lint(folder: Path) -> list[str]:
     * Results: measured on these weights, on the recipe's data and threat; a protocol that names every attack; no
       headline above clean accuracy or any attack of its threat model, or without the model's own attack; the
       interval that belongs to it; a reason for every flag, and the flag of a model that plain PGD flatters.
+    * Rule: every attack of `standard`, on the first 1,000 images (256 where a forward pass costs over 100 million
+      multiplications; all where there are fewer), or a note that says why not.
     * Verdicts: every accuracy is that of the arrays in examples.safetensors.
 
     Args:
@@ -97,7 +105,7 @@ def _results(folder: Path) -> Iterator[str]:
     results = read_results(folder)
     if not results:
         yield "results.json holds no result; build the card again"
-    checks: tuple[Callable[[Path, Result], Iterator[str]], ...] = (_setting, _headline, _flags)
+    checks: tuple[Callable[[Path, Result], Iterator[str]], ...] = (_setting, _headline, _flags, _rule)
     for result in results:
         for check in checks:
             yield from check(folder, result)
@@ -160,8 +168,49 @@ def _flags(folder: Path, result: Result) -> Iterator[str]:
     for flag in result.flags:
         if not explained.get(flag, "").strip():
             yield f"the flag {flag} has no reason"
-    if lacking := set(flattered(result.flags, _together(result), result.robust)) - set(result.flags):
+    if lacking := set(flattered(result.flags, _together(result), result.robust, result.protocol)) - set(
+        result.flags
+    ):
         yield f"the flag {lacking.pop()} is missing; build the card again"
+
+
+def _rule(folder: Path, result: Result) -> Iterator[str]:
+    """As many images and attacks as every card, or the reason why not; of denoisers every image is a measurement."""
+    if result.metric == "psnr":
+        return
+    name = parse_name(folder.name)
+    images = min(FEWER if _cost(folder) > EXPENSIVE else IMAGES, _available(result))
+    standard = [str(item) for item in expand(CARD_SUITE, registry().model(name).attack).attacks]
+    lacking = [call for call in standard if call not in result.per_attack]
+    short = [f"on {result.n} images instead of {images}"] * (result.n < images)
+    short += [f"without {', '.join(lacking)}"] * bool(lacking)
+    explained = bool(read_kept(folder).get("explain", {}).get(LESS, "").strip())
+    if short and not explained:
+        yield (
+            f"it was measured {' and '.join(short)}; run 'zoo cards measure {name} -n {images}', or say why with "
+            f"--explain {LESS}=REASON"
+        )
+    if explained and not short:
+        yield f"the note {LESS} is not true any more; take it out of results.json and run 'zoo cards write {folder}'"
+
+
+def _cost(folder: Path) -> float:
+    """Multiplications and additions of a forward pass of one image."""
+    model = load(f"local-dir:{folder}", device="cpu")
+    size = read_config(folder)["pretrained_cfg"]["input_size"]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.rand(1, *size))
+    return float(counter.get_total_flops()) / 2
+
+
+def _available(result: Result) -> int:
+    """How many test images there are, as far as they are on this machine."""
+    if result.n >= IMAGES:
+        return result.n
+    try:
+        return len(load_data(result.dataset, "test"))
+    except ZooError:
+        return IMAGES
 
 
 def _verdicts(folder: Path, result: Result) -> Iterator[str]:

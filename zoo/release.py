@@ -12,6 +12,7 @@ from torch import nn
 
 from zoo import cards, hub
 from zoo.analysis import analyse
+from zoo.card_text import NOTES
 from zoo.catalogue import WEIGHTS_FILE, cards_dir, full_name, local_folder
 from zoo.diagnose import Diagnosis, diagnose, has_ball
 from zoo.errors import NoWeights, ZooError
@@ -31,7 +32,6 @@ from zoo.validation import BEST_FILE
 from zoo.weights import round_to_half, state_sha256
 
 QUICK, CARD_SUITE = "quick", "standard"
-NOTES = ("selected", "unofficial")  # what a card says of its run, beside the reasons for flags
 
 
 def add_card(
