@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -384,9 +385,14 @@ def test_fine_tuning_from_nothing_is_refused_in_one_line(tmp_path: Path, setting
 
 
 def test_weights_that_are_not_there_are_refused_in_one_line(tmp_path: Path) -> None:
-    name, missing = "dra-resnet10.transfer_digits", "init_from=resnet18-cifar"
-    for setting in (missing, "init_from=resnet10-cifar.mart_digits"):
-        with pytest.raises(ZooError) as caught:
+    name, missing = "dra-resnet10.transfer_digits", "init_from=resnet34-cifar"
+    foreign = "init_from=resnet18-cifar does not fit CifarResNet: it has the unknown 'layer1.1.bn1.bias'"
+    for setting, words in (
+        (missing, "resnet34-cifar"),
+        ("init_from=resnet10-cifar.mart_digits", "mart_digits"),
+        ("init_from=resnet18-cifar", foreign),
+    ):
+        with pytest.raises(ZooError, match=re.escape(words)) as caught:
             zoo.train(name, out=tmp_path, overrides=[setting], smoke=True)
         assert "\n" not in str(caught.value)
 

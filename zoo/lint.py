@@ -191,7 +191,7 @@ def _rule(folder: Path, result: Result) -> Iterator[str]:
             f"--explain {LESS}=REASON"
         )
     if explained and not short:
-        yield f"the note {LESS} is not true any more; take it out of results.json and run 'zoo cards write {folder}'"
+        yield f"the note {LESS} is not true any more; take it out of results.json and write the texts again"
 
 
 def _cost(folder: Path) -> float:

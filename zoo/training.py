@@ -42,7 +42,7 @@ from zoo.step import Heads, Objective, Step, keyed
 from zoo.task import blamed
 from zoo.update import Updater
 from zoo.validation import BEST_FILE, Selection, hold_out
-from zoo.weights import finite, load_into, save_state
+from zoo.weights import check_state, finite, load_into, save_state
 
 __all__ = ["BEST_FILE", "Heads", "Objective", "Step", "override", "train"]
 
@@ -165,7 +165,9 @@ class _Run:
         self.data, held = hold_out(recipe, data, root, shape)
         self.selection = Selection(recipe, None if smoke else held, folder)
         if recipe.init_from:
-            model.load_state_dict(load(recipe.init_from).state_dict(), strict=True)
+            start = load(recipe.init_from).state_dict()
+            check_state(model, start, f"init_from={recipe.init_from}")
+            model.load_state_dict(start, strict=True)
         _check_fits(recipe, data, model)
         self.precision = precision or choose(model, group.device)
         self.key = run_key(recipe, data.sha256, smoke, self.precision, group.count)
