@@ -82,7 +82,7 @@ def test_a_card_is_measured_again_with_its_own_weights(
         "diagnosis": False,
         "force": True,
         "analyses": [call],
-        "explain": {"old-flag": "gone"},
+        "explain": {"old-flag": "gone", "below-standard": "of the old numbers"},
     }
     folder = add_card(NAME, run, suite="fgsm", to=tmp_path, **settings)  # type: ignore[arg-type]
     before = json.loads((folder / "results.json").read_text())
@@ -103,7 +103,7 @@ def test_a_card_is_measured_again_with_its_own_weights(
     )
     assert after["analyses"] == before["analyses"]
     assert after["training"] == before["training"] != {}
-    assert set(before["explain"]) == {"old-flag", "unofficial"}
+    assert set(before["explain"]) == {"old-flag", "below-standard", "unofficial"}
     assert set(after["explain"]) == {
         "unofficial"
     }  # what the run was stays, a flag that is not raised does not

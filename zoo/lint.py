@@ -179,7 +179,9 @@ def _rule(folder: Path, result: Result) -> Iterator[str]:
     if result.metric == "psnr":
         return
     name = parse_name(folder.name)
-    images = min(FEWER if _cost(folder) > EXPENSIVE else IMAGES, _available(result))
+    images = FEWER if _cost(folder) > EXPENSIVE else IMAGES
+    if result.n < images:
+        images = min(images, _available(result.dataset))
     standard = [str(item) for item in expand(CARD_SUITE, registry().model(name).attack).attacks]
     lacking = [call for call in standard if call not in result.per_attack]
     short = [f"on {result.n} images instead of {images}"] * (result.n < images)
@@ -187,8 +189,8 @@ def _rule(folder: Path, result: Result) -> Iterator[str]:
     explained = bool(read_kept(folder).get("explain", {}).get(LESS, "").strip())
     if short and not explained:
         yield (
-            f"it was measured {' and '.join(short)}; run 'zoo cards measure {name} -n {images}', or say why with "
-            f"--explain {LESS}=REASON"
+            f"it was measured {' and '.join(short)}; run 'zoo cards measure {name} --suite {CARD_SUITE} -n {images}', "
+            f"or say why with --explain {LESS}=REASON"
         )
     if explained and not short:
         yield f"the note {LESS} is not true any more; take it out of results.json and write the texts again"
@@ -203,12 +205,10 @@ def _cost(folder: Path) -> float:
     return float(counter.get_total_flops()) / 2
 
 
-def _available(result: Result) -> int:
+def _available(dataset: str) -> int:
     """How many test images there are, as far as they are on this machine."""
-    if result.n >= IMAGES:
-        return result.n
     try:
-        return len(load_data(result.dataset, "test"))
+        return len(load_data(dataset, "test"))
     except ZooError:
         return IMAGES
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from zoo import cards, hub
 from zoo.analysis import analyse
-from zoo.card_text import NOTES
+from zoo.card_text import LESS, NOTES
 from zoo.catalogue import WEIGHTS_FILE, cards_dir, full_name, local_folder
 from zoo.diagnose import Diagnosis, diagnose, has_ball
 from zoo.errors import NoWeights, ZooError
@@ -136,7 +136,8 @@ def measure_card(
 ) -> Path:
     """Measure the weights of a card again, as when a protocol has a new version, and write the card anew.
 
-    What does not come from the evaluation stays: analyses, training, and the reasons for flags that are raised again.
+    What does not come from the evaluation stays: analyses, training, and the reasons for flags that are raised
+    again. The note that less was measured than is the rule does not: it speaks of the old numbers.
 
     Args:
         name: `model.tag` with a card on this machine.
@@ -155,7 +156,10 @@ def measure_card(
     if folder is None:
         raise NoWeights(f"{full} has no card folder; build one with 'zoo cards add {full} --weights RUN'")
     kept = cards.read_kept(folder)
-    reasons = {**kept.get("explain", {}), **(explain or {})}
+    old = {
+        flag: reason for flag, reason in kept.get("explain", {}).items() if flag != LESS
+    }  # of the old numbers
+    reasons = {**old, **(explain or {})}
     model = load(str(full), device=find_device(device))
     place = Path(work) if work is not None else Path("runs", "cards", str(full))
     result = _measured(
